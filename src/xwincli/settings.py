@@ -1,0 +1,111 @@
+"""How a stage declares its options: one dataclass that is API, flags and saved manifest at once."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def flag(
+    default: Any = dataclasses.MISSING,
+    help: str = "",
+    *,
+    execution: bool = False,
+    choices: tuple[str, ...] = (),
+    positional: bool = False,
+    low: float | None = None,
+    high: float | None = None,
+    name: str = "",
+) -> Any:
+    """Declare one option of a config dataclass.
+
+    Args:
+        default: its value when neither flag nor ``--config`` gives one; left out, the option is required.
+        help: one line for ``--help``.
+        execution: True if it cannot change the result (device, batch size): journals, manifests and
+            comparisons of runs look only at the others.
+        choices: the permitted values, if there is a closed list.
+        positional: an argument instead of an ``--option``.
+        low, high: inclusive bounds of a number.
+        name: the flag's name where it differs from the field's.
+    """
+    metadata = {
+        "help": help,
+        "execution": execution,
+        "choices": choices,
+        "positional": positional,
+        "low": low,
+        "high": high,
+        "name": name,
+    }
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def group(kind: type) -> Any:
+    """Declare a shared group of options (``Device``, ``Optim``, …) as one field of a config."""
+    return field(default_factory=kind, metadata={"group": True})
+
+
+@dataclass(kw_only=True)
+class Device:
+    """Where and in which precision to compute."""
+
+    device: str = flag("auto", "cuda, mps, cpu, or auto: the best there is", execution=True)
+    dtype: str = flag(
+        "auto", "auto: bfloat16 where it is faster, else float32", choices=("auto", "float32", "bfloat16")
+    )
+
+
+@dataclass(kw_only=True)
+class Sampling:
+    """How responses are drawn."""
+
+    n: int = flag(1, "responses per prompt", low=1)
+    temperature: float = flag(1.0, "0 is greedy", low=0.0)
+    top_p: float = flag(1.0, "nucleus: the smallest set of tokens holding this probability", low=0.0, high=1.0)
+    max_tokens: int = flag(512, "new tokens per response at most", low=1)
+    stop: list[str] = flag([], "end a response before this text; repeatable")
+
+
+@dataclass(kw_only=True)
+class Optim:
+    """How weights are updated (AdamW)."""
+
+    lr: float = flag(2e-5, "peak learning rate", low=0.0)
+    schedule: str = flag("cosine", "after warm-up", choices=("cosine", "linear", "constant"))
+    warmup: float = flag(0.03, "share of the steps to warm up over", low=0.0, high=1.0)
+    weight_decay: float = flag(0.0, "decoupled weight decay", low=0.0)
+    clip: float = flag(1.0, "largest gradient norm; 0 turns clipping off", low=0.0)
+    epochs: int = flag(1, "passes over the data", low=1)
+    batch: int = flag(128, "sequences (or pairs, or prompts) per update, exactly", low=1)
+    max_tokens_per_row: int = flag(2048, "tokens per packed row: bounds memory, never the result", execution=True, low=8)
+
+
+@dataclass(kw_only=True)
+class Adapt:
+    """Which weights are trained."""
+
+    lora_r: int = flag(0, "rank of LoRA adapters on every linear layer; 0 trains the weights themselves", low=0)
+    lora_alpha: float = flag(0.0, "LoRA's alpha; 0 means twice the rank", low=0.0)
+    keep_adapter: bool = flag(False, "save the adapter instead of merging it into the weights")
+    train_top: int = flag(0, "train only the top K layers (and the head); 0 trains all", low=0)
+
+
+def values(config: Any, *, execution: bool | None = None) -> dict[str, Any]:
+    """A config as one flat dict of its flags.
+
+    Args:
+        config: an instance of a config dataclass.
+        execution: only execution-only options (True), only result-affecting ones (False), or all (None).
+    """
+    flat: dict[str, Any] = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if f.metadata.get("group"):
+            flat.update(values(value, execution=execution))
+        elif execution is None or f.metadata.get("execution", False) == execution:
+            flat[f.name] = value
+    return flat

@@ -1,0 +1,35 @@
+"""Fixtures every test may use: the micro policy, and the command line as a user runs it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random micro Llama and its tokenizer."""
+    import micro
+
+    return micro.policy(tmp_path_factory.mktemp("micro") / "policy")
+
+
+@pytest.fixture
+def xwin(tmp_path: Path):
+    """Run ``xwin …`` as a process in a fresh folder: ``xwin("sample", "--n", 2, stdin=…)``."""
+
+    def call(*args: object, stdin: str | None = None, code: int = 0, cwd: Path = tmp_path):
+        command = [sys.executable, "-m", "xwincli", *map(str, args)]
+        done = subprocess.run(command, input=stdin, capture_output=True, text=True, cwd=cwd, timeout=250)
+        assert done.returncode == code, f"{command} -> {done.returncode}\n{done.stderr[-4000:]}"
+        return done
+
+    return call
