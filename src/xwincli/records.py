@@ -101,6 +101,29 @@ class Judgement(Asked, kw_only=True):
         return 0.5 if len(sides) != 1 else (sides.pop() + 1) / 2
 
 
+    def pair(self) -> Pair | None:
+        """The preference this judgement states; None for a tie. A cut response says so in its message."""
+        verdict = self.verdict()
+        if verdict == 0.5:
+            return None
+        chosen, rejected = (self.a, self.b) if verdict == 0 else (self.b, self.a)
+        fields = ("prompt", "prompt_id", "checks", "reference", "contexts", "category")
+        carried = {k: getattr(self, k) for k in fields}
+        return Pair(
+            id=self.id,
+            chosen=[_answer(chosen)],
+            rejected=[_answer(rejected)],
+            score_chosen=chosen.get("rating"),
+            score_rejected=rejected.get("rating"),
+            **carried,
+        )
+
+
+def _answer(side: dict[str, Any]) -> Message:
+    cut = {"finish": "length"} if side.get("finish") == "length" else {}
+    return {"role": "assistant", "content": side["text"], **cut}
+
+
 class Rating(Record, kw_only=True):
     """A grade of one single answer."""
 
@@ -138,8 +161,9 @@ def content_id(*parts: Any) -> str:
 
 
 def prompt_id(prompt: list[Message]) -> str:
-    """The id of a prompt: of its roles and texts alone, so rows about one prompt join."""
-    return content_id([[m["role"], m["content"]] for m in prompt])
+    """The id of a prompt: of its roles, texts and tool calls alone, so rows about one prompt join."""
+    said = [[m["role"], m.get("content"), m.get("tool_calls")] for m in prompt]
+    return content_id([m if m[-1] else m[:-1] for m in said])
 
 
 def _keep_unknown(value: dict[str, Any], kind: type[msgspec.Struct]) -> dict[str, Any]:
@@ -165,11 +189,13 @@ def decode(value: dict[str, Any], kind: type[R], where: str = "record") -> R:
         if isinstance(row.get(name), int) and not isinstance(row[name], bool):
             row[name] = str(row[name])
     if kind is Group and isinstance(row.get("responses"), list):
-        row["responses"] = [_keep_unknown(r, Response) if isinstance(r, dict) else r for r in row["responses"]]
+        rows = row["responses"]
+        row["responses"] = [_keep_unknown(r, Response) if isinstance(r, dict) else r for r in rows]
     try:
         record = msgspec.convert(row, kind)
     except msgspec.ValidationError as e:
-        raise XwinError(f"{where}: {_sentence(str(e))}", f"expected a {kind.kind} line; `xwin check` explains files") from None
+        hint = f"expected a {kind.kind} line; `xwin check` explains files"
+        raise XwinError(f"{where}: {_sentence(str(e))}", hint) from None
     _check(record, where)
     _fill_ids(record)
     return record
@@ -188,13 +214,27 @@ def _check(record: Record, where: str) -> None:
     if isinstance(record, Asked):
         check_messages(record.prompt, where, "prompt", ends="user")
     if isinstance(record, Pair):
+        before = str(record.prompt[-1]["role"])
         for name in ("chosen", "rejected"):
-            check_messages([*record.prompt, *getattr(record, name)], where, name, ends="assistant")
+            check_messages(getattr(record, name), where, name, ends="assistant", before=before)
+        if record.chosen == record.rejected:
+            hint = "a pair of equals teaches nothing; leave the row out"
+            raise XwinError(f"{where}: field rejected: is equal to chosen", hint)
     if isinstance(record, Group) and not record.responses:
         raise XwinError(f"{where}: field responses: a group without responses")
 
 
-def check_messages(messages: list[Message], where: str, field: str, ends: str) -> None:
+ROLES = ("system", "user", "assistant", "tool")
+
+
+def check_messages(
+    messages: list[Message],
+    where: str,
+    field: str,
+    ends: str,
+    before: str = "",
+    names: tuple[str, str] = ("role", "content"),
+) -> None:
     """Refuse a conversation no chat template can render faithfully; names the message and its field.
 
     Args:
@@ -202,35 +242,56 @@ def check_messages(messages: list[Message], where: str, field: str, ends: str) -
         where: ``file:line``.
         field: the field's name in the message of an error.
         ends: role of the last message, "user" (a prompt; "tool" will do) or "assistant".
+        before: role of the message they continue, if there is one.
+        names: what the file calls a message's role and content (ShareGPT says from and value).
     """
     if not messages:
         raise XwinError(f"{where}: field {field}: there are no messages")
-    before = ""
     for i, m in enumerate(messages):
         at = f"{where}: field {field}[{i}]"
         if not isinstance(m, dict):
-            raise XwinError(f"{at}: a message is an object with role and content, this is {type(m).__name__}")
-        role, content = m.get("role"), m.get("content")
-        if role not in ("system", "user", "assistant", "tool"):
-            known = "system, user, assistant and tool"
-            raise XwinError(f"{at}.role: {role!r} is no role", f"roles are {known}, in lower case")
-        if role == "system" and i:
-            raise XwinError(f"{at}.role: a system message stands first or not at all")
-        if role == "assistant" and before in ("", "system"):
-            raise XwinError(f"{at}.role: the assistant cannot speak before the user")
-        if "content" not in m:
-            raise XwinError(f"{at}.content: is missing")
-        calls = role == "assistant" and m.get("tool_calls")
-        if not isinstance(content, str) and not (content is None and calls):
-            raise XwinError(f"{at}.content: expected text, got {type(content).__name__}")
-        if role == "assistant" and not calls and not str(content).strip():
-            raise XwinError(f"{at}.content: the answer is empty")
-        before = str(role)
-    last = messages[-1]["role"]
-    if ends == "assistant" and last != "assistant":
-        raise XwinError(f"{where}: field {field}: ends with {last}, not with the assistant", "nothing to learn here")
-    if ends == "user" and last not in ("user", "tool"):
-        raise XwinError(f"{where}: field {field}: a prompt ends with the user, this ends with {last}")
+            raise XwinError(f"{at}: a message is an object with role and content, this is {_named(m)}")
+        _check_role(m, f"{at}.{names[0]}", before)
+        _check_content(m, f"{at}.{names[1]}")
+        before = str(m["role"])
+    if ends == "assistant" and before != "assistant":
+        raise XwinError(
+            f"{where}: field {field}: ends with {before}, not with the assistant", "nothing to learn here"
+        )
+    if ends == "user" and before not in ("user", "tool"):
+        raise XwinError(f"{where}: field {field}: a prompt ends with the user, this ends with {before}")
+
+
+def _named(value: Any) -> str:
+    """A wrong value in a message: its type, with the value where that is short."""
+    if value is None:
+        return "null"
+    kinds = {str: "text", dict: "an object", list: "a list", bool: "a truth value"}
+    kind, shown = kinds.get(type(value), "a number"), repr(value)
+    return f"{kind} ({shown})" if len(shown) <= 40 else kind
+
+
+def _check_role(m: Message, at: str, before: str) -> None:
+    role = m.get("role")
+    if "role" not in m:
+        raise XwinError(f"{at}: is missing", f"a message has a role: {', '.join(ROLES)}")
+    if role not in ROLES:
+        raise XwinError(f"{at}: {role!r} is no role", f"roles are {', '.join(ROLES)}, in lower case")
+    if role == "system" and before:
+        raise XwinError(f"{at}: a system message stands first or not at all")
+    if role in ("assistant", "tool") and before in ("", "system"):
+        raise XwinError(f"{at}: the {role} cannot speak before the user")
+
+
+def _check_content(m: Message, at: str) -> None:
+    role, content = m["role"], m.get("content")
+    calls = role == "assistant" and m.get("tool_calls")
+    if "content" not in m and not calls:
+        raise XwinError(f"{at}: is missing")
+    if not isinstance(content, str) and not (content is None and calls):
+        raise XwinError(f"{at}: expected text, got {_named(content)}")
+    if not calls and role in ("user", "assistant") and not str(content).strip():
+        raise XwinError(f"{at}: the {'answer' if role == 'assistant' else 'message'} is empty")
 
 
 def _fill_ids(record: Record) -> None:

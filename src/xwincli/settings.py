@@ -94,6 +94,18 @@ class Adapt:
     train_top: int = flag(0, "train only the top K layers (and the head); 0 trains all", low=0)
 
 
+@dataclass(kw_only=True)
+class Run:
+    """What every training stage takes besides its own."""
+
+    out: str = flag(help="folder to make")
+    seed: int = flag(0, "of shuffles and new weights")
+    limit: int = flag(0, "use only the first rows; 0 uses all", low=0)
+    force: bool = flag(False, "start anew even if the result or a checkpoint is there", execution=True)
+    device: Device = group(Device)
+    adapt: Adapt = group(Adapt)
+
+
 def values(config: Any, *, execution: bool | None = None) -> dict[str, Any]:
     """A config as one flat dict of its flags.
 

@@ -1,0 +1,350 @@
+"""Load and save policies and reward models from whatever people have: folder, hub name, adapter, GGUF."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from xwincli import settings
+from xwincli.chat import Template
+from xwincli.console import say, warn
+from xwincli.errors import XwinError
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where to compute, and in which precision matrix products are done."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def autocast(self) -> torch.autocast:
+        """Context in which linear layers run in ``dtype`` while weights, norms and losses stay float32."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def facts(self) -> dict[str, str]:
+        """For the manifest."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        return {"device": name, "dtype": str(self.dtype).removeprefix("torch."), "torch": torch.__version__}
+
+
+@dataclass
+class Loaded:
+    """A model with its tokenizer and template. ``adapter`` is peft's wrapper around ``model``, if any."""
+
+    model: Any
+    tokenizer: Any
+    template: Template
+    place: Place
+    name: str
+    adapter: Any = None
+
+
+def place(config: settings.Device) -> Place:
+    """Choose device and precision, and say so in one line."""
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    elif device.partition(":")[0] not in ("cpu", "cuda", "mps"):
+        raise XwinError(f"--device is {device!r}", "use cuda, mps, cpu or auto")
+    elif device.startswith("cuda") and not torch.cuda.is_available():
+        raise XwinError(f"--device {device}: torch {torch.__version__} sees no CUDA device here")
+    where = torch.device(device)
+    name = config.dtype
+    if name == "auto":
+        name = "bfloat16" if _bfloat16_pays(where.type) else "float32"
+    if where.type == "cpu":
+        _keep_memory()
+    say(f"computing on {device} in {name}" + (" (chosen)" if "auto" in (config.device, config.dtype) else ""))
+    return Place(where, getattr(torch, name))
+
+
+@cache
+def _keep_memory() -> None:
+    """Let glibc keep freed memory: returning large tensors' pages to the kernel costs a third of the time."""
+    if sys.platform != "linux":
+        return
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # glibc's malloc.h
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):  # another C library
+        return
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, 1 << 30)
+    mallopt(top_pad, 256 << 20)
+
+
+@cache
+def _bfloat16_pays(kind: str) -> bool:
+    """CUDA: if the card has it. CPU: if a short probe finds its matrix products clearly faster."""
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported()
+    if kind != "cpu":
+        return False
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = torch.randn(256, 768).to(dtype), torch.randn(768, 768).to(dtype)
+        a @ b
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            a @ b
+            times.append(time.perf_counter() - start)
+        seconds[dtype] = min(times)
+    return seconds[torch.bfloat16] * 1.3 < seconds[torch.float32]
+
+
+# -- loading
+
+
+@contextmanager
+def _from_the_hub(name: str) -> Iterator[None]:
+    """Turn what transformers says about a model that is not there into one sentence."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as e:
+        text = " ".join(str(e).split())[:300]
+        raise XwinError(
+            f"{name}: cannot load the model: {text}", "give a Hugging Face folder, a hub name, an adapter folder or a .gguf"
+        ) from e
+
+
+def _quietly() -> None:
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _source(name: str) -> tuple[str, dict[str, str]]:
+    """The arguments by which transformers finds ``name``."""
+    path = Path(name)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise XwinError(f"{name}: no such file")
+        return str(path.parent), {"gguf_file": path.name}
+    if (path.exists() or name.startswith((".", "/"))) and not path.is_dir():
+        raise XwinError(f"{name}: not a model folder")
+    return name, {}
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of a model folder, hub name, adapter or GGUF file."""
+    from transformers import AutoTokenizer
+
+    _quietly()
+    source, arguments = _source(name)
+    with _from_the_hub(name):
+        return AutoTokenizer.from_pretrained(source, **arguments)
+
+
+def load_policy(name: str, place: Place, *, train: bool = False, template: str = "") -> Loaded:
+    """Load a causal language model.
+
+    Args:
+        name: folder, hub name, adapter folder (merged on loading) or ``.gguf`` file.
+        place: from ``place``. Weights are float32 for training, else of the place's dtype.
+        train: load for training.
+        template: chat template text that replaces the tokenizer's own.
+    """
+    from transformers import AutoModelForCausalLM
+
+    _quietly()
+    source, arguments = _source(name)
+    dtype = torch.float32 if train else place.dtype
+    with _from_the_hub(name):
+        if (Path(name) / "adapter_config.json").is_file():
+            from peft import AutoPeftModelForCausalLM
+
+            model = AutoPeftModelForCausalLM.from_pretrained(source, dtype=dtype).merge_and_unload()
+        else:
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **arguments)
+    if arguments:
+        _forget_quantisation(model)
+    tokenizer = load_tokenizer(name)
+    if template:
+        tokenizer.chat_template = template
+    return _loaded(model, tokenizer, place, name)
+
+
+def _forget_quantisation(model: Any) -> None:
+    """A GGUF is read into plain weights; transformers would still refuse to save them."""
+    model.hf_quantizer = None
+    model.is_quantized = False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+
+
+def _loaded(model: Any, tokenizer: Any, place: Place, name: str) -> Loaded:
+    eos = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    stops = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    model.to(place.device).eval()
+    return Loaded(model, tokenizer, Template(tokenizer, stops), place, name)
+
+
+def load_reward(name: str, place: Place, *, train: bool = False) -> Loaded:
+    """Load a reward model: a ``<X>ForSequenceClassification`` folder with one label."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    _quietly()
+    source, _ = _source(name)
+    with _from_the_hub(name):
+        config = AutoConfig.from_pretrained(source)
+        kinds = config.architectures or []
+        if not any(k.endswith("ForSequenceClassification") for k in kinds) or config.num_labels != 1:
+            raise XwinError(
+                f"{name}: not a reward model: architectures {kinds}, {config.num_labels} labels",
+                "make one with xwin train-rm",
+            )
+        dtype = torch.float32 if train else place.dtype
+        model = AutoModelForSequenceClassification.from_pretrained(source, dtype=dtype)
+    tokenizer = load_tokenizer(name)
+    if config.pad_token_id is None or config.pad_token_id == config.eos_token_id:
+        warn(f"{name}: pad = eos, so other loaders may read its score one token early; ours reads the last token")
+    return _loaded(model, tokenizer, place, name)
+
+
+def new_reward(name: str, place: Place, seed: int) -> Loaded:
+    """A reward model from a policy: its backbone, a fresh head N(0, 1/(h+1)), a pad token that is not eos.
+
+    (Stiennon et al. 2020, arXiv 2009.01325: the head's standard deviation is 1/sqrt(h+1).)
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    policy = load_policy(name, place, train=True)
+    config = policy.model.config
+    config.num_labels = 1
+    config.architectures = None
+    pad = _spare_pad(policy)
+    model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+    prefix = model.base_model_prefix
+    if pad >= config.get_text_config().vocab_size:
+        policy.model.resize_token_embeddings(pad + 1)
+        model.resize_token_embeddings(pad + 1)
+    getattr(model, prefix).load_state_dict(policy.model.base_model.state_dict())
+    model.config.pad_token_id = pad
+    h = model.score.weight.shape[1]
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        model.score.weight.copy_(torch.randn(1, h, generator=generator) / (h + 1) ** 0.5)
+    return _loaded(model, policy.tokenizer, place, name)
+
+
+def _spare_pad(policy: Loaded) -> int:
+    """A pad id that ends no response: the tokenizer's own, else a spare special token, else a new one."""
+    tokenizer, taken = policy.tokenizer, policy.template.stop_ids | {policy.tokenizer.eos_token_id}
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in taken:
+        text = tokenizer.chat_template
+        taken = taken | {tokenizer.bos_token_id}
+        added = sorted(tokenizer.get_added_vocab().items(), key=lambda kv: kv[1])
+        spare = [t for t, i in added if i not in taken and t not in text and i < len(tokenizer)]
+        if spare:
+            tokenizer.pad_token = spare[0]
+        else:
+            tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+    return int(tokenizer.pad_token_id)
+
+
+# -- which weights learn
+
+
+def layers(model: Any) -> Any:
+    """The decoder layers of a transformers model (its longest ModuleList of equal blocks)."""
+    lists = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) > 0]
+    return max(lists, key=len)
+
+
+def adapt(loaded: Loaded, config: settings.Adapt) -> list[tuple[str, torch.nn.Parameter]]:
+    """Choose the weights that learn, per ``--lora-r`` and ``--train-top``; returns them by name."""
+    model = loaded.model
+    top = config.train_top
+    depth = len(layers(model))
+    if top > depth:
+        raise XwinError(f"--train-top is {top}, but {loaded.name} has {depth} layers")
+    if config.keep_adapter and not config.lora_r:
+        raise XwinError("--keep-adapter needs --lora-r", "without LoRA there is no adapter")
+    if config.lora_r:
+        loaded.adapter = _add_lora(model, config, range(depth - top, depth) if top else None)
+    elif top:
+        model.requires_grad_(False)
+        for block in list(layers(model))[depth - top :]:
+            block.requires_grad_(True)
+        for name, module in model.named_modules():
+            if name.endswith(("norm", "ln_f", "score", "final_layernorm")) and ".layers." not in name:
+                module.requires_grad_(True)
+    chosen = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    count, whole = sum(p.numel() for _, p in chosen), sum(p.numel() for p in model.parameters())
+    say(f"training {count / 1e6:.1f}M of {whole / 1e6:.1f}M parameters")
+    return chosen
+
+
+def _add_lora(model: Any, config: settings.Adapt, only: range | None) -> Any:
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    reward = hasattr(model, "score")
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=config.lora_r,
+            lora_alpha=config.lora_alpha or 2 * config.lora_r,
+            lora_dropout=0.0,
+            target_modules="all-linear",
+            exclude_modules=["score"] if reward else None,
+            layers_to_transform=list(only) if only else None,
+            modules_to_save=["score"] if reward else None,
+            task_type=TaskType.SEQ_CLS if reward else TaskType.CAUSAL_LM,
+        ),
+    )
+
+
+# -- saving
+
+
+def save(loaded: Loaded, out: str | Path, *, keep_adapter: bool = False) -> None:
+    """Write a model as an ordinary folder that appears whole: written beside ``out``, then renamed.
+
+    LoRA weights are merged first unless ``keep_adapter``. Whatever lay at ``out`` before is replaced.
+    """
+    out = Path(out)
+    part = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        if loaded.adapter is not None and keep_adapter:
+            loaded.adapter.save_pretrained(part)
+        else:
+            if loaded.adapter is not None:
+                loaded.model, loaded.adapter = loaded.adapter.merge_and_unload(), None
+            _check_finite(loaded)
+            loaded.model.save_pretrained(part)
+        loaded.tokenizer.save_pretrained(part)
+    except OSError as e:
+        shutil.rmtree(part, ignore_errors=True)
+        raise XwinError(f"{out}: cannot write the model: {e.strerror or e}") from e
+    replace_folder(part, out)
+
+
+def replace_folder(new: Path, out: Path) -> None:
+    """Put a finished folder in the place of an old one."""
+    old = out.with_name(f".{out.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.replace(old)
+    new.replace(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _check_finite(loaded: Loaded) -> None:
+    for name, p in loaded.model.named_parameters():
+        if not bool(torch.isfinite(p).all()):
+            raise XwinError(f"{loaded.name}: the weight {name} is not finite, so nothing was saved", "lower --lr")

@@ -1,0 +1,244 @@
+"""Rows through a model: hidden states, log-probabilities of targets, rewards. Used by training and scoring alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from xwincli import attention
+from xwincli.console import warn
+from xwincli.errors import XwinError
+from xwincli.models import Loaded
+from xwincli.records import Message
+from xwincli.rows import Branch, Row, lay, pack, segment_sum
+
+CHUNK = 6 << 20  # logits at hand at once, in elements: few enough to stay near the cache
+
+
+def prepare(loaded: Loaded) -> Loaded:
+    """Switch a model to row attention if it may branch; a probe decides, not a list of names.
+
+    The probe compares one grouped row with plain forwards. Where they differ, or the model needs something
+    row attention does not implement, rows are computed one response at a time, which is slower and equal.
+    """
+    model = loaded.model
+    if getattr(model, "xwin_branches", None) is not None:
+        return loaded
+    probe = lay([Branch([5, 6, 7], [[8, 9], [10, 11, 12]]), Branch([13], [[14, 15]])]).to(loaded.place.device)
+    before = model.config._attn_implementation
+    model.xwin_branches = False
+    with torch.no_grad():
+        plain = hidden(loaded, probe)
+        model.set_attn_implementation(attention.register())
+        model.xwin_branches = True
+        try:
+            difference = (hidden(loaded, probe) - plain).abs().max().item()
+            reason = f"its grouped forward differs by {difference:.2g}"
+        except (NotImplementedError, RuntimeError, TypeError, ValueError) as e:
+            difference, reason = float("inf"), str(e)
+    tolerance = 1e-3 if loaded.place.dtype == torch.float32 else 0.1
+    if not difference <= tolerance * max(plain.abs().max().item(), 1.0):
+        warn(f"{loaded.name}: prompts cannot be shared ({reason}); responses are computed one by one")
+        model.set_attn_implementation(before)
+        model.xwin_branches = False
+    return loaded
+
+
+def hidden(loaded: Loaded, row: Row) -> torch.Tensor:
+    """Final hidden states (T, H) of a row."""
+    body = loaded.model.base_model
+    if loaded.model.xwin_branches:
+        out = body(
+            input_ids=row.ids[None], position_ids=row.positions[None], use_cache=False, row_layout=row.layout
+        )
+        return out.last_hidden_state[0]
+    parts: list[torch.Tensor] = []
+    for (a, b), responses in row.layout:
+        for i, (c, d) in enumerate(responses):
+            ids = torch.cat((row.ids[a:b], row.ids[c:d]))[None]
+            states = body(input_ids=ids, use_cache=False).last_hidden_state[0]
+            parts.append(states if i == 0 else states[b - a :])
+    return torch.cat(parts)
+
+
+def logits(model: Any, states: torch.Tensor) -> torch.Tensor:
+    """The language-model head on hidden states (N, H) -> (N, V), float32, with the scaling some families add."""
+    out = model.get_output_embeddings()(states).float()
+    config = model.config.get_text_config()
+    if cap := getattr(config, "final_logit_softcapping", None):
+        out = torch.tanh(out / cap) * cap
+    if scale := getattr(config, "logits_scaling", None):
+        out = out / scale
+    if scale := getattr(config, "logit_scale", None):
+        out = out * scale
+    return out
+
+
+class _TargetLogprob(torch.autograd.Function):
+    """log softmax(h W^T / t)[target] without ever keeping the logits.
+
+    The gradient to a state is its upstream times (W[target] - p W)/t, and p W costs one product while p is
+    at hand, so it is made in forward; only a head that learns meets its logits again in backward.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, h: torch.Tensor, w: torch.Tensor, target: torch.Tensor, temperature: float) -> torch.Tensor:
+        out = torch.empty(len(h), dtype=torch.float32, device=h.device)
+        pull = torch.empty(h.shape, dtype=h.dtype, device=h.device) if ctx.needs_input_grad[0] else None
+        for at in range(0, len(h), size := max(CHUNK // len(w), 1)):
+            rows = slice(at, at + size)
+            z = (h[rows] @ w.T).float()
+            if temperature != 1.0:
+                z /= temperature
+            top = z.max(-1, keepdim=True).values
+            hit = (z.gather(-1, target[rows, None]) - top)[:, 0]
+            p = (z - top).exp_()
+            total = p.sum(-1)
+            out[rows] = hit - total.log()
+            if pull is not None:
+                mean = p.to(w.dtype) @ w / total[:, None].to(w.dtype)
+                pull[rows] = (w[target[rows]] - mean) / temperature
+        ctx.save_for_backward(*((pull, h, w, target, out) if ctx.needs_input_grad[1] else (pull,)))
+        ctx.temperature = temperature
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        g = grads[0]
+        pull = ctx.saved_tensors[0]
+        dh = pull * g[:, None].to(pull.dtype) if pull is not None else None
+        if not ctx.needs_input_grad[1]:
+            return dh, None, None, None
+        _, h, w, target, _ = ctx.saved_tensors
+        dw = torch.zeros_like(w)
+        for at in range(0, len(h), size := max(CHUNK // len(w), 1)):
+            rows = slice(at, at + size)
+            p = torch.softmax((h[rows] @ w.T).float() / ctx.temperature, -1)
+            p[torch.arange(len(p), device=p.device), target[rows]] -= 1
+            p *= -g[rows, None] / ctx.temperature
+            dw += p.to(w.dtype).T @ h[rows]
+        return dh, dw, None, None
+
+
+def token_logprobs(loaded: Loaded, row: Row, states: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """Log-probability (N,) of every target of a row, at a sampling temperature.
+
+    Only predicted positions meet the head, in parts, so a 128k vocabulary never stands whole in memory.
+    """
+    model = loaded.model
+    head = model.get_output_embeddings()
+    config = model.config.get_text_config()
+    scaled = any(getattr(config, name, None) for name in ("final_logit_softcapping", "logits_scaling", "logit_scale"))
+    picked = states[row.predict]
+    if type(head) is torch.nn.Linear and head.bias is None and not scaled:
+        dtype = loaded.place.dtype if torch.is_autocast_enabled(picked.device.type) else head.weight.dtype
+        with torch.autocast(picked.device.type, enabled=False):
+            out = _TargetLogprob.apply(picked.to(dtype), head.weight.to(dtype), row.target, temperature)
+        return out  # type: ignore[no-any-return]
+
+    def part(h: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        z = logits(model, h) / temperature
+        return z.gather(-1, target[:, None])[:, 0] - z.logsumexp(-1)
+
+    size = max(CHUNK // head.weight.shape[0], 1)
+    pairs = zip(picked.split(size), row.target.split(size), strict=True)
+    return torch.cat([checkpoint(part, h, t, use_reentrant=False) for h, t in pairs])
+
+
+def row_rewards(loaded: Loaded, row: Row, states: torch.Tensor) -> torch.Tensor:
+    """Reward (R,) of every response: the score head at its last token."""
+    return loaded.model.score(states[row.last]).float()[:, 0]
+
+
+Item = tuple[Sequence[Message], Sequence[tuple[str, bool]]]  # prompt, its responses as (text, ended by itself)
+
+
+def branch(loaded: Loaded, item: Item, *, tail: bool) -> Branch:
+    """A prompt and its responses as ids. ``tail`` as in ``Template.response_ids``."""
+    prompt, responses = item
+    answers: list[list[int]] = []
+    ids: list[int] = []
+    for text, ended in responses:
+        ids, answer = loaded.template.response_ids(prompt, text, ended, tail)
+        answers.append(answer)
+    check_fits(loaded, max((len(ids) + len(a) for a in answers), default=0))
+    return Branch(ids, answers)
+
+
+def check_fits(loaded: Loaded, length: int) -> None:
+    """Refuse a sequence longer than the model's context; nothing is ever cut to fit."""
+    limit = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    if limit and length > limit:
+        raise XwinError(f"a prompt with its response has {length} tokens, {loaded.name} takes {limit}")
+
+
+def _batched(
+    loaded: Loaded, branches: Sequence[Branch], capacity: int, work: Callable[[Row, torch.Tensor], torch.Tensor]
+) -> list[list[float]]:
+    """Run rows of branches through the model, longest first; per-response figures in the branches' order."""
+    prepare(loaded)
+    parts, owner = split(branches, capacity)
+    found: list[list[float]] = [[] for _ in parts]
+    with torch.inference_mode(), loaded.place.autocast():
+        for members in pack([len(p) for p in parts], capacity):
+            row = lay([parts[i] for i in members]).to(loaded.place.device)
+            values = work(row, hidden(loaded, row)).tolist()
+            for value, b in zip(values, row.branch.tolist(), strict=True):
+                found[members[b]].append(value)
+    out: list[list[float]] = [[] for _ in branches]
+    for part, i in enumerate(owner):
+        out[i] += found[part]
+    return out
+
+
+def split(branches: Sequence[Branch], capacity: int) -> tuple[list[Branch], list[int]]:
+    """Cut branches too long for one row between responses (never inside one); returns parts and their owners."""
+    parts: list[Branch] = []
+    owner: list[int] = []
+    for i, b in enumerate(branches):
+        take: list[list[int]] = []
+        room = capacity - len(b.prompt)
+        for r in b.responses:
+            if take and len(r) > room:
+                parts.append(Branch(b.prompt, take))
+                owner.append(i)
+                take, room = [], capacity - len(b.prompt)
+            take.append(r)
+            room -= len(r)
+        parts.append(Branch(b.prompt, take))
+        owner.append(i)
+    return parts, owner
+
+
+def rewards(loaded: Loaded, items: Sequence[Item], capacity: int = 4096) -> list[list[float]]:
+    """Rewards of every item's responses under a reward model. ``capacity`` is tokens per forward."""
+    return branch_rewards(loaded, [branch(loaded, item, tail=True) for item in items], capacity)
+
+
+def branch_rewards(loaded: Loaded, branches: Sequence[Branch], capacity: int = 4096) -> list[list[float]]:
+    """The same for prompts and responses that are ids already."""
+    return _batched(loaded, branches, capacity, lambda row, h: row_rewards(loaded, row, h))
+
+
+def logprobs(loaded: Loaded, branches: Sequence[Branch], capacity: int = 4096) -> list[list[float]]:
+    """Summed log-probability (nats) of every branch's responses under a policy."""
+
+    def work(row: Row, states: torch.Tensor) -> torch.Tensor:
+        return segment_sum(token_logprobs(loaded, row, states), row)
+
+    return _batched(loaded, branches, capacity, work)
+
+
+def windows(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    """Consecutive lists of at most ``size`` rows, so that a stream is worked on in bounded memory."""
+    window: list[Any] = []
+    for row in rows:
+        window.append(row)
+        if len(window) == size:
+            yield window
+            window = []
+    if window:
+        yield window

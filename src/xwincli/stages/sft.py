@@ -1,0 +1,88 @@
+"""Finetune a policy on conversations.
+
+The loss is on the assistant's tokens and their stop tokens alone, for every turn, with any chat template.
+
+    xwin sft --model base --data conversations.jsonl --out sft
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from xwincli import formats, manifest, settings
+from xwincli.console import say, warn
+from xwincli.errors import XwinError
+from xwincli.records import Conversation
+from xwincli.settings import flag, group
+
+if TYPE_CHECKING:
+    from xwincli.models import Loaded
+    from xwincli.rows import Branch
+
+
+@dataclass(kw_only=True)
+class Config(settings.Run):
+    """Options of ``xwin sft``."""
+
+    data: list[str] = flag(["-"], "conversations: files, globs, hf:NAME, or - for standard input; repeatable")
+    model: str = flag(help="policy to start from: folder, hub name, adapter or .gguf")
+    template: str = flag("", "chat template in place of the tokenizer's own: vicuna, chatml or a .jinja file")
+    max_length: int = flag(4096, "drop (and count) conversations with more tokens; nothing is cut", low=8)
+    optim: settings.Optim = group(settings.Optim)
+
+
+def run(config: Config) -> None:
+    """Train and save."""
+    plan_ = manifest.plan("sft", config, [*config.data, config.model])
+    if manifest.skip_if_current(config.out, plan_, config.force):
+        return
+    rows = list(formats.read(config.data, Conversation, limit=config.limit))
+    from xwincli import chat, models, scoring
+    from xwincli.train import folder, loop, losses, sft
+    from xwincli.train.plan import plan
+
+    run_folder = folder.Folder(config.out, plan_, config, force=config.force)
+    template = chat.find_template(config.template) if config.template else ""
+    loaded = models.load_policy(config.model, models.place(config.device), train=True, template=template)
+    branches, dropped = _tokenise(rows, loaded, config)
+    parameters = models.adapt(loaded, config.adapt)
+    scoring.prepare(loaded)
+    lengths = [len(b) for b in branches]
+    steps = plan(
+        lengths,
+        batch=config.optim.batch,
+        capacity=config.optim.max_tokens_per_row,
+        epochs=config.optim.epochs,
+        seed=config.seed,
+    )
+    units = [sft.learned(b) for b in branches]
+    opt = loop.optimizer([(parameters, config.optim.lr)], config.optim)
+    objective = sft.objective(loaded, branches, losses.negative_log_likelihood)
+    say(f"{len(branches)} rows, {sum(units)} of {sum(lengths)} tokens learned, {len(steps)} steps")
+    loop.fit("sft", parameters, opt, steps, units, lengths, objective, config.optim, run_folder, loaded.place)
+    run_folder.counts = {"in": len(rows), "rows": len(branches), "dropped": dropped, "steps": len(steps)}
+    run_folder.finish(loaded, keep_adapter=config.adapt.keep_adapter)
+
+
+def _tokenise(rows: list[Conversation], loaded: Loaded, config: Config) -> tuple[list[Branch], int]:
+    """Conversations as branches; too long ones are dropped and counted."""
+    from xwincli.rows import Branch
+
+    branches: list[Branch] = []
+    dropped = unlearned = 0
+    for row in rows:
+        pieces = loaded.template.conversation(row.messages)
+        unlearned += not pieces
+        for ids, learned in pieces:
+            if len(ids) > config.max_length:
+                dropped += 1
+            else:
+                branches.append(Branch([], [ids], [learned]))
+    if dropped:
+        warn(f"{dropped} conversations have more than {config.max_length} tokens and are left out")
+    if unlearned:
+        warn(f"{unlearned} conversations have no assistant turn to learn (weight 0)")
+    if not branches:
+        raise XwinError("no conversation is left to train on", "see --max-length")
+    return branches, dropped

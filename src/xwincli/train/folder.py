@@ -1,0 +1,104 @@
+"""How a training run's folder comes to be: ``out.partial`` with metrics and checkpoint, then the model, renamed."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from xwincli import manifest, models
+from xwincli.console import say
+from xwincli.errors import XwinError
+
+
+class Folder:
+    """The artifact of one training run.
+
+    Args:
+        out: the model folder to make.
+        plan: from ``manifest.plan``; a checkpoint is continued only by a run of the same plan.
+        config: the stage's config.
+        force: forget an earlier checkpoint.
+    """
+
+    def __init__(self, out: str, plan: manifest.Manifest, config: Any, *, force: bool = False) -> None:
+        if out == "-":
+            raise XwinError("--out must name a folder: a model cannot go to standard output")
+        self.out, self.plan, self.config = Path(out), plan, config
+        if self.out.is_file():
+            raise XwinError(f"{out} is a file, --out must name a folder")
+        self.started = time.time()
+        self.counts: dict[str, Any] = {}
+        self.metrics: dict[str, Any] = {}
+        self.part = self.out.with_name(self.out.name + ".partial")
+        self._open(force)
+
+    def _open(self, force: bool) -> None:
+        mark, key = self.part / "key", manifest.key(self.plan)
+        if self.part.exists() and (force or not mark.is_file()):
+            shutil.rmtree(self.part)
+        if self.part.exists() and (old := mark.read_text()) != key:
+            aside = self.part.with_name(f"{self.part.name}.{old}")
+            shutil.rmtree(aside, ignore_errors=True)
+            self.part.replace(aside)
+            say(f"{self.part} was made with other options or inputs: kept as {aside.name}")
+        self.part.mkdir(parents=True, exist_ok=True)
+        mark.write_text(key)
+
+    @property
+    def _log_path(self) -> Path:
+        return self.part / "metrics.jsonl"
+
+    @property
+    def _state_path(self) -> Path:
+        return self.part / "state.pt"
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Append one step's figures to ``metrics.jsonl``."""
+        with self._log_path.open("ab") as f:
+            f.write(msgspec.json.encode(row) + b"\n")
+
+    def save_state(self, step: int, state: dict[str, Any]) -> None:
+        """Write a checkpoint of everything ``state`` holds, atomically, replacing the last one."""
+        new = self._state_path.with_suffix(".new")
+        try:
+            torch.save({"step": step, "logged": self._logged(), **state}, new)
+        except (OSError, RuntimeError) as e:
+            new.unlink(missing_ok=True)
+            raise XwinError(f"{new}: cannot write the checkpoint: {e}", "free disk space; the last one is kept") from e
+        new.replace(self._state_path)
+
+    def load_state(self) -> dict[str, Any] | None:
+        """The last checkpoint, with the log cut back to it; None at a fresh start."""
+        if not self._state_path.is_file():
+            self._log_path.unlink(missing_ok=True)
+            return None
+        state: dict[str, Any] = torch.load(self._state_path, map_location="cpu", weights_only=True)
+        with self._log_path.open("r+b") as f:
+            f.truncate(state["logged"])
+        say(f"{self.out}: going on after step {state['step']}")
+        return state
+
+    def _logged(self) -> int:
+        return self._log_path.stat().st_size if self._log_path.exists() else 0
+
+    def finish(self, loaded: models.Loaded, *, keep_adapter: bool = False) -> None:
+        """Save the model, bring the metrics along, write the manifest, forget the checkpoint."""
+        models.save(loaded, self.out, keep_adapter=keep_adapter)
+        if self._log_path.exists():
+            shutil.copy(self._log_path, self.out / "metrics.jsonl")
+        manifest.write(
+            self.out,
+            self.plan,
+            self.config,
+            started=self.started,
+            counts=self.counts,
+            metrics=self.metrics,
+            machine=loaded.place.facts(),
+        )
+        shutil.rmtree(self.part)
+        say(f"saved {self.out}")
