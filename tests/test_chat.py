@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import micro
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import micro
 from xwincli.chat import Template, find_template
 from xwincli.errors import XwinError
 

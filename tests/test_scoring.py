@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import micro
 import pytest
 import torch
 
+import micro
 from xwincli import models, scoring, settings
 from xwincli.rows import Branch, lay, pack, segment_sum
 

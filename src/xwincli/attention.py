@@ -104,7 +104,7 @@ def _attend(
         raise NotImplementedError(f"grouped attention does not implement {sorted(refused) or 'dropout or a mask'}")
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     q, k, v = query[0].to(value.dtype), key[0].to(value.dtype), value[0]  # rotary may return float32 in autocast
-    out = _Rows.apply(q, k, v, layout, scale, sliding_window or 0)
+    out: torch.Tensor = _Rows.apply(q, k, v, layout, scale, sliding_window or 0)  # type: ignore[no-untyped-call]
     return out.transpose(0, 1)[None], None
 
 

@@ -48,12 +48,10 @@ class Template:
 
     def _render(self, messages: Sequence[Message], prompt: bool) -> str:
         try:
-            text = self.tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=prompt
-            )
+            text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt)
         except (ValueError, TypeError, KeyError) as e:
             raise XwinError(f"the chat template refuses this conversation: {e}") from e
-        except Exception as e:  # noqa: BLE001 - jinja2's errors, without importing jinja2 for their names
+        except Exception as e:
             if type(e).__module__.partition(".")[0] != "jinja2":
                 raise
             raise XwinError(f"the chat template refuses this conversation: {e}") from e

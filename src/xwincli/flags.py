@@ -14,14 +14,16 @@ import typer
 
 from xwincli.errors import USAGE, XwinError
 
+UsageError: Any = typer.BadParameter.__base__  # click's, or typer's own copy of click: versions differ
 
-def _leaves(config: type) -> list[tuple[tuple[str, ...], dataclasses.Field[Any], Any]]:
+
+def options(config: type) -> list[tuple[tuple[str, ...], dataclasses.Field[Any], Any]]:
     """Every option of a config class as (path through groups, field, type)."""
     hints = typing.get_type_hints(config)
     found: list[tuple[tuple[str, ...], dataclasses.Field[Any], Any]] = []
     for f in dataclasses.fields(config):
         if f.metadata.get("group"):
-            found += [((f.name, *path), leaf, hint) for path, leaf, hint in _leaves(hints[f.name])]
+            found += [((f.name, *path), leaf, hint) for path, leaf, hint in options(hints[f.name])]
         else:
             found.append(((f.name,), f, hints[f.name]))
     return found
@@ -38,18 +40,17 @@ def _parameter(f: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
     default, text = _default(f), str(f.metadata.get("help", ""))
     if choices := f.metadata.get("choices"):
         text += f" [{'|'.join(choices)}]"
-    shown: Any = False
     if default is dataclasses.MISSING:
         text += " (required)"
-    elif default not in ("", [], None):
-        shown = " ".join(map(str, default)) if isinstance(default, list) else str(default)
+    elif default not in ("", [], None, False):
+        text += f" [default: {' '.join(map(str, default)) if isinstance(default, list) else default}]"
     bare = next((a for a in typing.get_args(hint) if a is not type(None)), hint) if _optional(hint) else hint
     if f.metadata.get("positional"):
-        info: Any = typer.Argument(help=text, show_default=shown)
+        info: Any = typer.Argument(help=text, show_default=False)
     else:
         flag = "--" + (f.metadata.get("name") or f.name).replace("_", "-")
         names = [f"{flag}/--no-{flag[2:]}"] if bare is bool else [flag]
-        info = typer.Option(*names, help=text, show_default=shown)
+        info = typer.Option(*names, help=text, show_default=False)
     return inspect.Parameter(
         f.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[bare | None, info]
     )
@@ -82,7 +83,7 @@ def _unique_keys_loader() -> Any:
     """A safe YAML loader that refuses a key given twice (PyYAML would keep the last)."""
     import yaml
 
-    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+    class Loader(yaml.SafeLoader):
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
             if twice := next((k for i, k in enumerate(keys) if k in keys[:i]), None):
@@ -133,7 +134,7 @@ def build(config: type, given: dict[str, Any], file: Path | None = None) -> Any:
 
     Raises XwinError for an unknown, missing or out-of-range option.
     """
-    leaves = _leaves(config)
+    leaves = options(config)
     table = read_config(file) if file else {}
     known = {leaf.name for _, leaf, _ in leaves}
     if unknown := sorted(set(table) - known):
@@ -177,7 +178,7 @@ def command(name: str, config: type, doc: str) -> Callable[[list[str]], Any | No
         file = given.pop("config", None)
         built.append(build(config, given, file))
 
-    parameters = [_parameter(leaf, hint) for _, leaf, hint in _leaves(config)]
+    parameters = [_parameter(leaf, hint) for _, leaf, hint in options(config)]
     text = "a YAML or JSON file of these options; flags win over it"
     option = typer.Option("--config", help=text, show_default=False)
     kind = inspect.Parameter.KEYWORD_ONLY
@@ -187,14 +188,14 @@ def command(name: str, config: type, doc: str) -> Callable[[list[str]], Any | No
     app.command(help=doc)(call)
 
     def parse(argv: list[str]) -> Any | None:
-        import click
         from typer.rich_utils import rich_format_error
 
+        built.clear()
         try:
             app(args=argv, prog_name=f"xwin {name}", standalone_mode=False)
-        except click.ClickException as e:
+        except UsageError as e:
             rich_format_error(e)
-            raise SystemExit(e.exit_code) from None
+            raise SystemExit(USAGE) from None
         return built[0] if built else None
 
     return parse

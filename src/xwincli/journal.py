@@ -104,6 +104,16 @@ class Journal:
         self._file.seek(end)
         self._file.truncate()
 
+    def recovered(self) -> Iterator[dict[str, Any]]:
+        """The rows that earlier runs of this journal finished, for figures over all of them."""
+        if self._file is None:
+            return
+        end = self._file.tell()
+        for offset in list(self.offsets.values()):
+            self._file.seek(offset)
+            yield from msgspec.json.decode(self._file.readline())["rows"]
+        self._file.seek(end)
+
     # -- the work
 
     def todo(self, rows: Iterable[R]) -> Iterator[tuple[str, R]]:

@@ -88,7 +88,7 @@ def _keep_memory() -> None:
 def _bfloat16_pays(kind: str) -> bool:
     """CUDA: if the card has it. CPU: if a short probe finds its matrix products clearly faster."""
     if kind == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     if kind != "cpu":
         return False
     seconds = {}
@@ -115,12 +115,18 @@ def _from_the_hub(name: str) -> Iterator[None]:
     except (OSError, ValueError, KeyError) as e:
         text = " ".join(str(e).split())[:300]
         raise XwinError(
-            f"{name}: cannot load the model: {text}", "give a Hugging Face folder, a hub name, an adapter folder or a .gguf"
+            f"{name}: cannot load the model: {text}",
+            "give a Hugging Face folder, a hub name, an adapter folder or a .gguf",
         ) from e
 
 
 def _quietly() -> None:
+    """No progress bars and deprecation notes of the libraries on stderr: it is for our user."""
+    import warnings
+
     from transformers.utils import logging
+
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -328,10 +334,11 @@ def save(loaded: Loaded, out: str | Path, *, keep_adapter: bool = False) -> None
             _check_finite(loaded)
             loaded.model.save_pretrained(part)
         loaded.tokenizer.save_pretrained(part)
+        replace_folder(part, out)
     except OSError as e:
-        shutil.rmtree(part, ignore_errors=True)
         raise XwinError(f"{out}: cannot write the model: {e.strerror or e}") from e
-    replace_folder(part, out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def replace_folder(new: Path, out: Path) -> None:

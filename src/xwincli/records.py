@@ -100,7 +100,6 @@ class Judgement(Asked, kw_only=True):
         sides = {(g.preference > 0.5) - (g.preference < 0.5) for g in self.games}
         return 0.5 if len(sides) != 1 else (sides.pop() + 1) / 2
 
-
     def pair(self) -> Pair | None:
         """The preference this judgement states; None for a tie. A cut response says so in its message."""
         verdict = self.verdict()
@@ -150,9 +149,7 @@ class Pair(Asked, kw_only=True):
     margin: float | None = None
 
 
-KINDS: dict[str, type[Record]] = {
-    k.kind: k for k in (Prompt, Conversation, Group, Judgement, Rating, Pair)
-}
+KINDS: dict[str, type[Record]] = {k.kind: k for k in (Prompt, Conversation, Group, Judgement, Rating, Pair)}
 
 
 def content_id(*parts: Any) -> str:
@@ -205,6 +202,9 @@ def _sentence(message: str) -> str:
     """msgspec's ``Expected `str`, got `int` - at `$.id``` with the path first."""
     text, _, path = message.partition(" - at `$")
     field = path.rstrip("`").lstrip(".")
+    if text.startswith("Object missing required field"):
+        lost = text.split("`")[1]
+        return f"field {f'{field}.{lost}' if field else lost}: is missing"
     return f"field {field}: {text}" if field else text
 
 
@@ -255,9 +255,7 @@ def check_messages(
         _check_content(m, f"{at}.{names[1]}")
         before = str(m["role"])
     if ends == "assistant" and before != "assistant":
-        raise XwinError(
-            f"{where}: field {field}: ends with {before}, not with the assistant", "nothing to learn here"
-        )
+        raise XwinError(f"{where}: field {field}: ends with {before}, not with the assistant", "nothing to learn here")
     if ends == "user" and before not in ("user", "tool"):
         raise XwinError(f"{where}: field {field}: a prompt ends with the user, this ends with {before}")
 

@@ -88,17 +88,20 @@ def lay(branches: Sequence[Branch]) -> Row:
             last.append(len(ids) - 1)
             owner.append(b)
         layout.append((prompt, spans))
-    as_tensor = lambda values: torch.tensor(values, dtype=torch.long)
     return Row(
-        as_tensor(ids),
-        as_tensor(positions),
-        layout,
-        as_tensor(predict),
-        as_tensor(target),
-        as_tensor(response),
-        as_tensor(last),
-        as_tensor(owner),
+        layout=layout,
+        ids=_whole(ids),
+        positions=_whole(positions),
+        predict=_whole(predict),
+        target=_whole(target),
+        response=_whole(response),
+        last=_whole(last),
+        branch=_whole(owner),
     )
+
+
+def _whole(values: list[int]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.long)
 
 
 def segment_sum(values: torch.Tensor, row: Row) -> torch.Tensor:

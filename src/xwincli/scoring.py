@@ -51,10 +51,9 @@ def hidden(loaded: Loaded, row: Row) -> torch.Tensor:
     """Final hidden states (T, H) of a row."""
     body = loaded.model.base_model
     if loaded.model.xwin_branches:
-        out = body(
-            input_ids=row.ids[None], position_ids=row.positions[None], use_cache=False, row_layout=row.layout
-        )
-        return out.last_hidden_state[0]
+        out = body(input_ids=row.ids[None], position_ids=row.positions[None], use_cache=False, row_layout=row.layout)
+        states: torch.Tensor = out.last_hidden_state[0]
+        return states
     parts: list[torch.Tensor] = []
     for (a, b), responses in row.layout:
         for i, (c, d) in enumerate(responses):
@@ -66,7 +65,7 @@ def hidden(loaded: Loaded, row: Row) -> torch.Tensor:
 
 def logits(model: Any, states: torch.Tensor) -> torch.Tensor:
     """The language-model head on hidden states (N, H) -> (N, V), float32, with the scaling some families add."""
-    out = model.get_output_embeddings()(states).float()
+    out: torch.Tensor = model.get_output_embeddings()(states).float()
     config = model.config.get_text_config()
     if cap := getattr(config, "final_logit_softcapping", None):
         out = torch.tanh(out / cap) * cap
@@ -128,16 +127,19 @@ def token_logprobs(loaded: Loaded, row: Row, states: torch.Tensor, temperature: 
 
     Only predicted positions meet the head, in parts, so a 128k vocabulary never stands whole in memory.
     """
-    model = loaded.model
-    head = model.get_output_embeddings()
+    model: Any = loaded.model
+    head: Any = model.get_output_embeddings()
     config = model.config.get_text_config()
     scaled = any(getattr(config, name, None) for name in ("final_logit_softcapping", "logits_scaling", "logit_scale"))
     picked = states[row.predict]
-    if type(head) is torch.nn.Linear and head.bias is None and not scaled:
+    if type(head) is torch.nn.Linear and getattr(head, "bias", None) is None and not scaled:
         dtype = loaded.place.dtype if torch.is_autocast_enabled(picked.device.type) else head.weight.dtype
         with torch.autocast(picked.device.type, enabled=False):
-            out = _TargetLogprob.apply(picked.to(dtype), head.weight.to(dtype), row.target, temperature)
-        return out  # type: ignore[no-any-return]
+            weight = head.weight.to(dtype)
+            out: torch.Tensor = _TargetLogprob.apply(  # type: ignore[no-untyped-call]
+                picked.to(dtype), weight, row.target, temperature
+            )
+        return out
 
     def part(h: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         z = logits(model, h) / temperature
@@ -150,7 +152,8 @@ def token_logprobs(loaded: Loaded, row: Row, states: torch.Tensor, temperature: 
 
 def row_rewards(loaded: Loaded, row: Row, states: torch.Tensor) -> torch.Tensor:
     """Reward (R,) of every response: the score head at its last token."""
-    return loaded.model.score(states[row.last]).float()[:, 0]
+    scores: torch.Tensor = loaded.model.score(states[row.last])
+    return scores.float()[:, 0]
 
 
 Item = tuple[Sequence[Message], Sequence[tuple[str, bool]]]  # prompt, its responses as (text, ended by itself)

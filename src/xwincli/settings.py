@@ -81,7 +81,9 @@ class Optim:
     clip: float = flag(1.0, "largest gradient norm; 0 turns clipping off", low=0.0)
     epochs: int = flag(1, "passes over the data", low=1)
     batch: int = flag(128, "sequences (or pairs, or prompts) per update, exactly", low=1)
-    max_tokens_per_row: int = flag(2048, "tokens per packed row: bounds memory, never the result", execution=True, low=8)
+    max_tokens_per_row: int = flag(
+        2048, "tokens per packed row: bounds memory, never the result", execution=True, low=8
+    )
 
 
 @dataclass(kw_only=True)

@@ -90,7 +90,12 @@ def test_a_checkpoint_of_other_options_is_kept_aside(policy, tmp_path, monkeypat
 
 
 def test_train_top_moves_only_the_top(policy, tmp_path):
-    before = {n: p.clone() for n, p in models.load_policy(str(policy), models.place(settings.Device(device="cpu", dtype="float32"))).model.named_parameters()}
+    before = {
+        n: p.clone()
+        for n, p in models.load_policy(
+            str(policy), models.place(settings.Device(device="cpu", dtype="float32"))
+        ).model.named_parameters()
+    }
     after = train(policy, tmp_path / "a", adapt=settings.Adapt(train_top=1))
     moved = {n for n in before if not torch.equal(before[n], after[n])}
     assert moved == {n for n in before if ".layers.1." in n or n == "model.norm.weight"}

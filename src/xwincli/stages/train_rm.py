@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from xwincli import formats, manifest, settings
 from xwincli.console import say, warn
 from xwincli.errors import XwinError
-from xwincli.records import Judgement, Pair, content_id
+from xwincli.records import Judgement, Message, Pair, content_id
 from xwincli.settings import flag, group
 
 if TYPE_CHECKING:
@@ -122,9 +122,15 @@ def _tokenise(rows: list[Pair], loaded: Loaded, config: Config) -> tuple[list[Pa
     return [r for r, ok in zip(rows, fits) if ok], [b for b, ok in zip(branches, fits) if ok]
 
 
-def _items(rows: list[Pair]) -> list[tuple[list[dict[str, object]], list[tuple[str, bool]]]]:
-    sides = lambda row: [(m["content"], m.get("finish") != "length") for m in (row.chosen[-1], row.rejected[-1])]
-    return [([*row.prompt, *row.chosen[:-1]], sides(row)) for row in rows]
+def _items(rows: list[Pair]) -> list[tuple[list[Message], list[tuple[str, bool]]]]:
+    """Pairs as ``scoring.rewards`` takes them: a prompt with its two answers."""
+    return [
+        (
+            [*row.prompt, *row.chosen[:-1]],
+            [(str(m["content"]), m.get("finish") != "length") for m in (row.chosen[-1], row.rejected[-1])],
+        )
+        for row in rows
+    ]
 
 
 def _measure(loaded: Loaded, rows: list[Pair], capacity: int) -> dict[str, float]:
@@ -139,7 +145,8 @@ def _measure(loaded: Loaded, rows: list[Pair], capacity: int) -> dict[str, float
         0.5 if (d := len(row.chosen[-1]["content"]) - len(row.rejected[-1]["content"])) == 0 else d > 0 for row in rows
     )
     found = {"valid_accuracy": right / len(rows), "longer_is_better": longer / len(rows)}
-    say(f"held-out accuracy {found['valid_accuracy']:.3f} on {len(rows)} pairs (the longer answer: {found['longer_is_better']:.3f})")
+    ruler = f"the longer answer: {found['longer_is_better']:.3f}"
+    say(f"held-out accuracy {found['valid_accuracy']:.3f} on {len(rows)} pairs ({ruler})")
     return found
 
 
@@ -153,7 +160,9 @@ def _check_plain(out: str, loaded: Loaded, rows: list[Pair], ours: list[list[flo
     for row, scores in zip(rows, ours):
         for side, score in zip((row.chosen, row.rejected), scores):
             ended = side[-1].get("finish") != "length"
-            prompt, answer = loaded.template.response_ids([*row.prompt, *side[:-1]], side[-1]["content"], ended, tail=True)
+            prompt, answer = loaded.template.response_ids(
+                [*row.prompt, *side[:-1]], side[-1]["content"], ended, tail=True
+            )
             with torch.no_grad(), loaded.place.autocast():
                 there = plain(torch.tensor([prompt + answer])).logits.item()
             worst = max(worst, abs(there - score))

@@ -132,7 +132,14 @@ def fit(
             seconds = time.monotonic() - begun
             tokens = sum(lengths[i] for i in members)
             folder.log(
-                {"step": step + 1, **means, "lr": config.lr * share, "grad_norm": norm, "tokens": tokens, "seconds": seconds}
+                {
+                    "step": step + 1,
+                    **means,
+                    "lr": config.lr * share,
+                    "grad_norm": norm,
+                    "tokens": tokens,
+                    "seconds": seconds,
+                }
             )
             bar.advance(note=f"loss {means['loss']:.4f} · {tokens / seconds:.0f} tok/s")
             if stopped() or (time.monotonic() - saved > SAVE_EVERY and step + 1 < len(steps)):

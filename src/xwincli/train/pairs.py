@@ -36,7 +36,11 @@ def reward_objective(
         margin = torch.tensor([margins[i] for i in members], device=reward.device)
         loss = losses.bradley_terry(chosen, rejected, margin, centring)
         lead = (chosen - rejected).detach()
-        return loss, {"accuracy": float((lead > 0).sum()), "lead": float(lead.sum()), "reward": float(reward.mean(1).sum())}
+        return loss, {
+            "accuracy": float((lead > 0).sum()),
+            "lead": float(lead.sum()),
+            "reward": float(reward.mean(1).sum()),
+        }
 
     return compute
 

@@ -18,9 +18,7 @@ def learned(branch: Branch) -> int:
     return sum(sum(m if branch.prompt else m[1:]) for m in marks)
 
 
-def objective(
-    loaded: Loaded, branches: Sequence[Branch], loss: Callable[[torch.Tensor], torch.Tensor]
-) -> Objective:
+def objective(loaded: Loaded, branches: Sequence[Branch], loss: Callable[[torch.Tensor], torch.Tensor]) -> Objective:
     """Rows of branch indices -> summed loss over their learned tokens."""
 
     def compute(members: list[int]) -> tuple[torch.Tensor, dict[str, float]]:

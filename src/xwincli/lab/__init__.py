@@ -1,0 +1,1 @@
+"""The demo's small world: verifiable demands on answers, and the instructions that carry them."""

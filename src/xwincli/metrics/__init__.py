@@ -1,0 +1,1 @@
+"""Numbers about responses and comparisons: numpy only, no models, no files."""

@@ -1,0 +1,199 @@
+"""Draw n responses to every prompt from a policy.
+
+    xwin sample --model sft --data prompts.jsonl --n 64 --temperature 0.8 --out groups.jsonl
+
+Each response has a random stream of its own, from the seed, the prompt and its index, so neither order nor
+neighbours nor an interruption reach it. What a prompt carries (checks, reference, category) travels along.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from xwincli import formats, manifest, settings
+from xwincli.console import progress, warn
+from xwincli.errors import XwinError
+from xwincli.journal import Journal
+from xwincli.records import Group, Prompt, Response, content_id, prompt_id
+from xwincli.settings import flag, group
+
+if TYPE_CHECKING:
+    from xwincli.engines import Ask, Engine
+
+
+@dataclass(kw_only=True)
+class Config:
+    """Options of ``xwin sample``."""
+
+    data: list[str] = flag(["-"], "prompts: files, globs, hf:NAME, or - for standard input; repeatable")
+    out: str = flag("-", "file of groups to write, or - for standard output")
+    model: str = flag("", "policy: folder, hub name, adapter or .gguf")
+    engine: str = flag("native", "what answers", choices=("native", "echo"))
+    sampling: settings.Sampling = group(settings.Sampling)
+    unique: bool = flag(False, "draw repeated responses of a prompt again")
+    unique_rounds: int = flag(4, "how often at most", low=1)
+    rows: int = flag(128, "responses decoded together: speed and memory, not the result", execution=True, low=1)
+    seed: int = flag(0, "of all draws")
+    limit: int = flag(0, "use only the first prompts; 0 uses all", low=0)
+    allow_failed: float = flag(0.0, "share of prompts that may fail (too long)", low=0.0, high=1.0)
+    force: bool = flag(False, "start anew even if the result or a journal is there", execution=True)
+    device: settings.Device = group(settings.Device)
+
+
+def run(config: Config) -> None:
+    """Sample and write."""
+    plan = manifest.plan("sample", config, [*config.data, *([config.model] if config.model else [])])
+    if manifest.skip_if_current(config.out, plan, config.force):
+        return
+    prompts = formats.read(config.data, Prompt, limit=config.limit)
+    total = None if "-" in config.data else sum(1 for _ in formats.read(config.data, Prompt, limit=config.limit))
+    with Journal(config.out, plan, config, allow_failed=config.allow_failed, force=config.force) as journal:
+        from xwincli import engines
+
+        engine = engines.find(config.engine, config.model, config.device, config.rows)
+        journal.machine = engine.facts()
+        receipt = Receipt.of(journal.recovered())
+        open_: dict[str, Prompt] = {}
+        started = time.monotonic()
+        with progress("sample", total, "prompts", len(journal.offsets)) as bar:
+            asks = _asks(journal, prompts, open_, config.sampling.n)
+            answers = _distinct if config.unique else _plain
+            for key, answer in answers(engine, asks, config):
+                prompt = open_.pop(key)
+                if isinstance(answer, XwinError):
+                    journal.fail(key, prompt, answer.message)
+                else:
+                    journal.add(key, [_group(prompt, answer, config)])
+                    receipt.add(answer)
+                bar.advance(note=receipt.note(time.monotonic() - started))
+        if not journal.order:
+            raise XwinError(f"{', '.join(config.data)}: no rows")
+        journal.metrics = receipt.metrics(config.unique)
+        journal.metrics["tokens_per_second"] = round(receipt.fresh_tokens / max(time.monotonic() - started, 1e-9), 1)
+
+
+def _asks(journal: Journal, prompts: Iterable[Prompt], open_: dict[str, Prompt], n: int) -> Iterator[Ask]:
+    from xwincli.engines import Ask
+
+    for key, prompt in journal.todo(prompts):
+        open_[key] = prompt
+        repeat = "".join(key.partition("#")[1:])  # a row that stands twice in the data gets draws of its own
+        yield Ask(key, prompt.prompt, n, prompt_id(prompt.prompt) + repeat)
+
+
+Answers = Iterator[tuple[str, "list[Response] | XwinError"]]
+
+
+def _plain(engine: Engine, asks: Iterable[Ask], config: Config) -> Answers:
+    return engine.generate(asks, config.sampling, config.seed)
+
+
+def _distinct(engine: Engine, asks: Iterable[Ask], config: Config) -> Answers:
+    """The engine's answers with repeated texts replaced: further draws go on in the prompt's stream of indices.
+
+    They join the prompts still to come, so the engine stays full.
+    """
+    rounds = config.unique_rounds if config.sampling.temperature else 0
+    found: dict[str, tuple[Ask, int, list[Response]]] = {}
+    again: deque[Ask] = deque()
+    new = iter(asks)
+
+    def feed() -> Iterator[Ask]:
+        while True:
+            if again:
+                yield again.popleft()
+            elif ask := next(new, None):
+                found[ask.key] = (ask, 0, [])
+                yield ask
+            else:
+                return
+
+    while True:
+        for key, answer in engine.generate(feed(), config.sampling, config.seed):
+            ask, turn, responses = found.pop(key)
+            if isinstance(answer, XwinError):
+                yield key, answer
+                continue
+            responses += answer
+            missing = ask.n - len({r.text for r in responses})
+            if missing and turn < rounds:
+                found[key] = (ask, turn + 1, responses)
+                again.append(msgspec.structs.replace(ask, n=missing, first=len(responses)))
+            else:
+                yield key, _first_distinct(responses, ask.n)
+        if not again:
+            return
+
+
+def _first_distinct(responses: list[Response], n: int) -> list[Response]:
+    """The first ``n`` different texts; where there are fewer, repeats fill up. Indices are 0 … n-1."""
+    seen: set[str] = set()
+    new = [r for r in responses if not (r.text in seen or seen.add(r.text))]  # type: ignore[func-returns-value]
+    kept = new[:n] + [r for r in responses if r not in new][: max(n - len(new), 0)]
+    kept.sort(key=lambda r: r.index)
+    for i, r in enumerate(kept):
+        r.index = i
+    return kept
+
+
+def _group(prompt: Prompt, responses: list[Response], config: Config) -> Group:
+    sampling = {**asdict(config.sampling), "seed": config.seed, "engine": config.engine}
+    if config.unique:
+        sampling["unique"] = True
+    carried = {f: getattr(prompt, f) for f in ("prompt", "checks", "reference", "contexts", "category", "extra")}
+    own = content_id(prompt.id, config.model, sampling)
+    return Group(id=own, responses=responses, model=config.model or config.engine, sampling=sampling, **carried)
+
+
+class Receipt:
+    """Figures over all responses, those of an earlier, interrupted run included."""
+
+    def __init__(self) -> None:
+        self.responses = self.tokens = self.ended = self.repeated = self.fresh_tokens = 0
+
+    @classmethod
+    def of(cls, rows: Iterable[dict[str, Any]]) -> Receipt:
+        """Start from groups that are finished already."""
+        receipt = cls()
+        for row in rows:
+            receipt.count([(r["text"], r.get("finish"), r.get("tokens", 0)) for r in row["responses"]])
+        return receipt
+
+    def add(self, responses: list[Response]) -> None:
+        """Count a group finished in this run."""
+        self.count([(r.text, r.finish, r.tokens or 0) for r in responses])
+        self.fresh_tokens += sum(r.tokens or 0 for r in responses)
+
+    def count(self, responses: list[tuple[str, str | None, int]]) -> None:
+        """Count (text, finish, tokens) of one group."""
+        self.responses += len(responses)
+        self.repeated += len(responses) - len({text for text, _, _ in responses})
+        self.ended += sum(finish == "stop" for _, finish, _ in responses)
+        self.tokens += sum(tokens for _, _, tokens in responses)
+
+    def note(self, seconds: float) -> str:
+        """For the progress line."""
+        n = max(self.responses, 1)
+        speed = self.fresh_tokens / max(seconds, 1e-9)
+        return f"{speed:.0f} tok/s · {self.ended / n:.0%} ended · {self.tokens / n:.0f} tokens mean"
+
+    def metrics(self, unique: bool) -> dict[str, float]:
+        """For the manifest; warns of what the user should look at."""
+        n = max(self.responses, 1)
+        if unique and self.repeated:
+            warn(f"{self.repeated} of {self.responses} responses stayed repeats: see --unique-rounds, --temperature")
+        if self.ended < 0.5 * n:
+            warn(f"{1 - self.ended / n:.0%} of the responses were cut off: see --max-tokens")
+        return {
+            "responses": self.responses,
+            "tokens": self.tokens,
+            "ended": self.ended / n,
+            "mean_tokens": self.tokens / n,
+            "repeated": self.repeated / n,
+        }
