@@ -15,7 +15,19 @@ from xwincli.cli import STAGES
 SRC = Path(xwincli.__file__).parent
 FILES = {p.relative_to(SRC).as_posix(): ast.parse(p.read_text()) for p in SRC.rglob("*.py")}
 
-GROUND = {"errors", "settings", "console", "records", "jsonl", "sources", "strict", "manifest", "journal", "formats"}
+GROUND = {
+    "checks",
+    "errors",
+    "settings",
+    "console",
+    "records",
+    "jsonl",
+    "sources",
+    "strict",
+    "manifest",
+    "journal",
+    "formats",
+}
 MODELS = {"chat", "models", "rows", "attention", "scoring", "checkpoint"}
 MAY_IMPORT = {  # part -> the parts it may import besides itself
     "cli": {"flags", "errors"},

@@ -67,7 +67,10 @@ def expected(temperature: float, top_p: float) -> np.ndarray:
     return p / p.sum()
 
 
-@pytest.mark.parametrize(("temperature", "top_p"), [(1, 1), (0.7, 1), (2.5, 1), (1, 0.9), (1.3, 0.55), (1, 0.05), (1, 0)])
+CASES = [(1, 1), (0.7, 1), (2.5, 1), (1, 0.9), (1.3, 0.55), (1, 0.05), (1, 0)]
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), CASES)
 def test_draws_follow_the_distribution(temperature, top_p):
     n = 20000
     tokens, _ = draw(LOGITS.expand(n, -1), streams(3, "p", range(n)), np.full(n, 5), temperature, top_p)

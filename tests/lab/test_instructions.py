@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from xwincli.lab.checks import HELD_OUT, describe, mentioned
+from xwincli.checks import HELD_OUT, describe, mentioned
 from xwincli.lab.instructions import SHAPES, SHARES, prompts, split
 from xwincli.lab.topics import TOPICS
 from xwincli.records import Prompt, decode, prompt_id

@@ -29,7 +29,9 @@ class Echo:
         words = str(ask.messages[-1]["content"]).split()
         number = index if sampling.temperature else 0
         rng = random.Random(f"{seed}/{ask.prompt_id}/{number}")
-        answer = [f"Answer {number}:", *rng.sample(words, min(len(words), rng.randint(1, 12)))]
+        answer = ["Answer", f"{number}:", *rng.sample(words, min(len(words), rng.randint(1, 12)))]
         cut = len(answer) > sampling.max_tokens
         text = " ".join(answer[: sampling.max_tokens])
+        if found := [at for stop in sampling.stop if (at := text.find(stop)) >= 0]:
+            text, cut = text[: min(found)], False
         return Response(text=text, index=index, finish="length" if cut else "stop", tokens=len(text.split()))

@@ -65,18 +65,18 @@ def _response(value: Any, where: str, field: str) -> Row:
 
 def _completions(row: Row, where: str) -> Row:
     kept = rest(row, "prompt", "completions", "scores", "models", "system", "system_prompt")
-    return {"prompt": prompt(row, where), "responses": _responses(row, "completions", where), **kept}
+    return {**kept, "prompt": prompt(row, where), "responses": _responses(row, "completions", where)}
 
 
 def _given_responses(row: Row, where: str) -> Row:
     kept = rest(row, "prompt", "responses", "scores", "models", "system", "system_prompt")
-    return {"prompt": prompt(row, where), "responses": _responses(row, "responses", where), **kept}
+    return {**kept, "prompt": prompt(row, where), "responses": _responses(row, "responses", where)}
 
 
 def _annotation_request(row: Row, where: str) -> Row:
     said = [user(text(row, "raw_text", where))]
     kept = rest(row, "raw_text", "completions", "models")
-    return {"prompt": said, "responses": _responses(row, "completions", where), **kept}
+    return {**kept, "prompt": said, "responses": _responses(row, "completions", where)}
 
 
 def _ultrafeedback(row: Row, where: str) -> Row:
@@ -92,7 +92,7 @@ def _ultrafeedback(row: Row, where: str) -> Row:
                 scores[name] = float(response.pop(name))
         response["scores"] = scores
     kept = rest(row, "instruction", "completions", "models")
-    return {"prompt": [user(text(row, "instruction", where))], "responses": responses, **kept}
+    return {**kept, "prompt": [user(text(row, "instruction", where))], "responses": responses}
 
 
 def _is_number(value: Any) -> bool:
@@ -109,7 +109,7 @@ def _scored_completion(row: Row, where: str) -> Row:
     if row["score"] is not None:
         response["scores"] = {"score": number(row["score"], where, "score")}
     kept = rest(row, "prompt", "completion", "score", "system", "system_prompt")
-    return {"prompt": prompt(row, where), "responses": [response], **kept}
+    return {**kept, "prompt": prompt(row, where), "responses": [response]}
 
 
 def _alpaca_eval(row: Row, where: str) -> Row:
@@ -118,7 +118,7 @@ def _alpaca_eval(row: Row, where: str) -> Row:
     model = text(row, "generator", where)
     said = [user(text(row, "instruction", where))]
     kept = rest(row, "instruction", "output", "generator")
-    return {"prompt": said, "responses": [response], "model": model, **kept}
+    return {**kept, "prompt": said, "responses": [response], "model": model}
 
 
 FORMATS = (

@@ -39,7 +39,7 @@ SPEAKERS = {
 
 def _conversation(row: Row, where: str) -> Row:
     said = messages(row["messages"], where, "messages")
-    return {"messages": said, **rest(with_tools(row, where), "messages")}
+    return {**rest(with_tools(row, where), "messages"), "messages": said}
 
 
 def _waiting(said: list[Message], where: str, field: str) -> list[Message]:
@@ -53,7 +53,7 @@ def _waiting(said: list[Message], where: str, field: str) -> list[Message]:
 
 def _messages_prompt(row: Row, where: str) -> Row:
     said = _waiting(messages(row["messages"], where, "messages"), where, "messages")
-    return {"prompt": said, **rest(with_tools(row, where), "messages")}
+    return {**rest(with_tools(row, where), "messages"), "prompt": said}
 
 
 def sharegpt(row: Row, where: str, ends: str) -> list[Message]:
@@ -89,7 +89,7 @@ def turn(value: Any, where: str, field: str) -> Message:
 
 def _sharegpt_conversation(row: Row, where: str) -> Row:
     said = sharegpt(row, where, "assistant")
-    return {"messages": said, **rest(with_tools(row, where), "conversations", "system")}
+    return {**rest(with_tools(row, where), "conversations", "system"), "messages": said}
 
 
 def _sharegpt_prompt(row: Row, where: str) -> Row:
@@ -98,7 +98,7 @@ def _sharegpt_prompt(row: Row, where: str) -> Row:
     answered = isinstance(speaker, str) and SPEAKERS.get(speaker) == "assistant"
     said = sharegpt(row, where, "assistant" if answered else "user")
     kept = rest(with_tools(row, where), "conversations", "system")
-    return {"prompt": said[:-1] if answered else said, **kept}
+    return {**kept, "prompt": said[:-1] if answered else said}
 
 
 def _verifiable(row: Row, where: str) -> Row:
@@ -106,7 +106,7 @@ def _verifiable(row: Row, where: str) -> Row:
     truth = row["ground_truth"]
     said = _waiting(messages(row["messages"], where, "messages"), where, "messages")
     reference = {"reference": truth} if isinstance(truth, str) else {"ground_truth": truth}
-    return {"prompt": said, **reference, **rest(row, "messages", "ground_truth")}
+    return {**rest(row, "messages", "ground_truth"), "prompt": said, **reference}
 
 
 def _drawn(row: Row, where: str) -> Row:
@@ -117,7 +117,7 @@ def _drawn(row: Row, where: str) -> Row:
         response["scores"] = {"score": row["score"]}
     reference = {"reference": row["reference_completion"]} if row.get("reference_completion") else {}
     kept = rest(row, "messages", "model_completion", "reference_completion", "score")
-    return {"prompt": said, "responses": [response], **reference, **kept}
+    return {**kept, "prompt": said, "responses": [response], **reference}
 
 
 def _arena_answer(row: Row, where: str) -> Row:
@@ -129,7 +129,7 @@ def _arena_answer(row: Row, where: str) -> Row:
         said[-1] = assistant(text(last["content"], "answer", where, path=path))
     asked = _waiting(messages(said, where, "messages"), where, "messages")
     response = {"text": said[-1]["content"]}
-    return {"prompt": asked, "responses": [response], **rest(row, "messages")}
+    return {**rest(row, "messages"), "prompt": asked, "responses": [response]}
 
 
 FORMATS = (

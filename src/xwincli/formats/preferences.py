@@ -60,12 +60,12 @@ def _preference(row: Row, where: str) -> Row:
             hint = "a column `prompt` holds what both answer"
             raise wrong(where, "prompt", "is missing, and chosen and rejected are plain texts", hint)
         sides = [assistant(str(chosen))], [assistant(str(rejected))]
-        return {"prompt": prompt(row, where), "chosen": sides[0], "rejected": sides[1], **kept}
+        return {**kept, "prompt": prompt(row, where), "chosen": sides[0], "rejected": sides[1]}
     if chosen and chosen[0].get("role") == "assistant":
         if row.get("prompt") is None:
             raise wrong(where, "chosen[0].role", "the assistant cannot speak before the user")
-        return {"prompt": prompt(row, where), "chosen": chosen, "rejected": rejected, **kept}
-    return {**split(chosen, rejected, where, ("chosen", "rejected"), row.get("prompt")), **kept}
+        return {**kept, "prompt": prompt(row, where), "chosen": chosen, "rejected": rejected}
+    return {**kept, **split(chosen, rejected, where, ("chosen", "rejected"), row.get("prompt"))}
 
 
 def split(
@@ -95,14 +95,14 @@ def split(
 def _alpaca(row: Row, where: str) -> Row:
     sides = {k: [assistant(text(row, k, where))] for k in ("chosen", "rejected")}
     kept = {**_scores(row, where), **_kept(row, "instruction", "input", *USED)}
-    return {"prompt": asked(row, where, "instruction", "input"), **sides, **kept}
+    return {**kept, "prompt": asked(row, where, "instruction", "input"), **sides}
 
 
 def _sharegpt(row: Row, where: str) -> Row:
     said = sharegpt(row, where, "user")
     sides = {k: _turns(row[k], where, k) for k in ("chosen", "rejected")}
     kept = {**_scores(row, where), **_kept(with_tools(row, where), "conversations", "system")}
-    return {"prompt": said, **sides, **kept}
+    return {**kept, "prompt": said, **sides}
 
 
 def _turns(value: Any, where: str, field: str) -> list[Message]:
@@ -127,19 +127,19 @@ def _openai(row: Row, where: str) -> Row:
     }
     tools = {k: v for k, v in with_tools(given, where).items() if k == "tools"}
     kept = rest(row, "input", "preferred_output", "non_preferred_output")
-    return {"prompt": messages(given["messages"], where, "input.messages"), **sides, **tools, **kept}
+    return {**kept, "prompt": messages(given["messages"], where, "input.messages"), **sides, **tools}
 
 
 def _both_messages(row: Row, where: str) -> Row:
     names = ("chosen_messages", "rejected_messages")
     chosen, rejected = (messages(row[name], where, name) for name in names)
-    return {**split(chosen, rejected, where, names), **rest(row, *names)}
+    return {**rest(row, *names), **split(chosen, rejected, where, names)}
 
 
 def _stack_exchange(row: Row, where: str) -> Row:
     chosen, rejected = (assistant(text(row, k, where)) for k in ("response_j", "response_k"))
     kept = rest(row, "question", "response_j", "response_k", *USED)
-    return {"prompt": asked(row, where, "question"), "chosen": [chosen], "rejected": [rejected], **kept}
+    return {**kept, "prompt": asked(row, where, "question"), "chosen": [chosen], "rejected": [rejected]}
 
 
 def _judged(row: Row, where: str) -> tuple[list[Message], bool]:
@@ -157,7 +157,7 @@ def _unpaired_group(row: Row, where: str) -> Row:
     said, label = _judged(row, where)
     check_messages(said, where, "completion" if "completion" in row else "messages", ends="assistant")
     response = {"text": said[-1]["content"] or "", "scores": {"label": float(label)}}
-    return {"prompt": said[:-1], "responses": [response], **rest(row, *_UNPAIRED_USED)}
+    return {**rest(row, *_UNPAIRED_USED), "prompt": said[:-1], "responses": [response]}
 
 
 def _unpaired_conversation(row: Row, where: str) -> Row:
@@ -165,7 +165,7 @@ def _unpaired_conversation(row: Row, where: str) -> Row:
     if not label:
         hint = "leave such rows out; xwin convert keeps all, as groups with the score `label`"
         raise wrong(where, "label", "is false: not an answer to learn from", hint)
-    return {"messages": said, **rest(row, *_UNPAIRED_USED)}
+    return {**rest(row, *_UNPAIRED_USED), "messages": said}
 
 
 _UNPAIRED_USED = ("messages", "prompt", "completion", "label", "system", "system_prompt")

@@ -10,7 +10,7 @@ def _mt_bench(row: Row, where: str) -> Row:
     """MT-Bench's question: its first turn is the prompt; later turns and their references are kept."""
     turns = [t if isinstance(t, dict) else {"content": t} for t in listed(row, "turns", where)]
     said = [text(t, "content", where, path=f"turns[{i}]") for i, t in enumerate(turns)]
-    made: Row = {"prompt": [user(said[0])], "turns": said[1:], **rest(row, "turns", "reference")}
+    made: Row = {**rest(row, "turns", "reference"), "prompt": [user(said[0])], "turns": said[1:]}
     references = row.get("reference")
     if isinstance(references, list) and references:
         made["reference"] = text({"reference[0]": references[0]}, "reference[0]", where, may_be_empty=True)

@@ -40,7 +40,7 @@ USED = ("system", "system_prompt", "history")
 def _answered(question: str, context: str, answer: str) -> Convert:
     def convert(row: Row, where: str) -> Row:
         said = [*asked(row, where, question, context), assistant(text(row, answer, where))]
-        return {"messages": said, **rest(row, question, context, answer, *USED)}
+        return {**rest(row, question, context, answer, *USED), "messages": said}
 
     return convert
 
@@ -50,20 +50,20 @@ def _referenced(question: str, answer: str) -> Convert:
 
     def convert(row: Row, where: str) -> Row:
         known = {"reference": text(row, answer, where)}
-        return {"prompt": asked(row, where, question), **known, **rest(row, question, answer, *USED)}
+        return {**rest(row, question, answer, *USED), "prompt": asked(row, where, question), **known}
 
     return convert
 
 
 def _unanswered(question: str, context: str = "", answer: str = "") -> Convert:
     def convert(row: Row, where: str) -> Row:
-        return {"prompt": asked(row, where, question, context), **rest(row, question, context, answer, *USED)}
+        return {**rest(row, question, context, answer, *USED), "prompt": asked(row, where, question, context)}
 
     return convert
 
 
 def _prompt(row: Row, where: str) -> Row:
-    return {"prompt": prompt(row, where), **rest(row, "prompt", "system", "system_prompt")}
+    return {**rest(row, "prompt", "system", "system_prompt"), "prompt": prompt(row, where)}
 
 
 def completed(row: Row, where: str) -> list[Message]:
@@ -79,11 +79,11 @@ def completed(row: Row, where: str) -> list[Message]:
 
 
 def _completion(row: Row, where: str) -> Row:
-    return {"messages": completed(row, where), **rest(row, "prompt", "completion", "system", "system_prompt")}
+    return {**rest(row, "prompt", "completion", "system", "system_prompt"), "messages": completed(row, where)}
 
 
 def _completion_prompt(row: Row, where: str) -> Row:
-    return {"prompt": prompt(row, where), **rest(row, "prompt", "completion", "system", "system_prompt")}
+    return {**rest(row, "prompt", "completion", "system", "system_prompt"), "prompt": prompt(row, where)}
 
 
 def _seed_task(row: Row, where: str) -> Row:
@@ -96,7 +96,7 @@ def _seed_task(row: Row, where: str) -> Row:
     given = {**instances[0], "instruction": row["instruction"]}
     answer = assistant(text(given, "output", where))
     said = [*asked(given, where, "instruction", "input"), answer]
-    return {"messages": said, **rest(row, "instruction", "instances")}
+    return {**rest(row, "instruction", "instances"), "messages": said}
 
 
 def _turn(name: str, question: str, answer: str, context: str = "", *more: str) -> Format:

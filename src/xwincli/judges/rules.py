@@ -17,7 +17,7 @@ import msgspec
 
 from xwincli.errors import USAGE, XwinError
 from xwincli.judges import Answer, Item, Options, Rated, Verdict
-from xwincli.lab.checks import BULLET, closed, describe, mentioned, passes, words
+from xwincli.checks import BULLET, closed, describe, mentioned, passes, words
 from xwincli.records import Message, content_id
 from xwincli.settings import Device
 

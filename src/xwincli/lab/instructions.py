@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Any, TypeVar
 
-from xwincli.lab.checks import HELD_OUT
+from xwincli.checks import HELD_OUT
 from xwincli.lab.topics import TOPICS, Topic
 from xwincli.records import Prompt, content_id, prompt_id
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from xwincli.errors import XwinError
 from xwincli.judges import Answer, Judge, matches
-from xwincli.lab import checks
+from xwincli import checks
 from xwincli.metrics import best_of_n, bootstrap, stability, win_rate
 from xwincli.metrics.bootstrap import Estimate
 from xwincli.records import Group, Judgement, Response, content_id

@@ -9,7 +9,7 @@ from importlib.resources import files
 from typing import Any
 
 from xwincli.console import clock
-from xwincli.lab import checks
+from xwincli import checks
 from xwincli.records import Group, Response
 from xwincli.report import graph, svg
 from xwincli.report.collect import Evaluation, Run

@@ -124,7 +124,8 @@ class Tally:
             self.counts["answers"] += sum(m["role"] == "assistant" for m in record.messages)
             self._long("characters", _characters(record.messages))
             if self.template:
-                self._long("tokens", max(len(ids) for ids, _ in self.template.conversation(record.messages)))
+                rows = self.template.conversation(record.messages)
+                self._long("tokens", max((len(ids) for ids, _ in rows), default=0))
             return
         if self.template and isinstance(record, Asked):
             self._long("prompt_tokens", len(self.template.prompt_ids(record.prompt)))

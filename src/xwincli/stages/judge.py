@@ -150,7 +150,7 @@ def _plan(config: Config) -> manifest.Manifest:
 
 def _check_demands(config: Config) -> None:
     """Refuse files whose checks the rules cannot read before any work; names the file and the line."""
-    from xwincli.lab.checks import describe
+    from xwincli.checks import describe
 
     for name in sources.expand(config.data):
         rows = formats.Rows(name, Group)

@@ -37,6 +37,7 @@ class Config(settings.Run):
     rm: str = flag(help="reward model folder or hub name")
     critic: str = flag("", "reward model the critic starts from, in the policy's vocabulary; empty: the --rm")
     reference: str = flag("", "model the KL is measured to; empty: the starting --model")
+    rows: int = flag(128, "rollouts decoded together: speed and memory, not the result", execution=True, low=1)
     rollout: Options = group(Options)
     optim: Optim = group(Optim)
 
@@ -52,18 +53,15 @@ def run(config: Config) -> None:
     from xwincli.train import folder, ppo
 
     run_folder = folder.Folder(config.out, plan_, config, force=config.force)
-    members, rows, dropped = _team(config, rows)
+    ready, kept = _load(config, rows)
     options = config.rollout
-    iterations = options.iterations or -(-len(rows) // options.prompts)
+    iterations = options.iterations or -(-len(kept) // options.prompts)
     rollouts = iterations * options.prompts * options.n
-    say(f"{len(rows)} prompts, {iterations} iterations, {rollouts} rollouts, {options.advantage} advantages")
-    turns = ppo.order(len(rows), options.prompts, iterations, config.seed)
-    last = ppo.train(members, turns, run_folder)
-    run_folder.counts = {
-        "in": len(rows) + dropped, "prompts": len(rows), "iterations": iterations, "rollouts": rollouts
-    }  # fmt: skip
+    say(f"{len(kept)} prompts, {iterations} iterations, {rollouts} rollouts, {options.advantage} advantages")
+    last = ppo.train(ready, ppo.order(len(kept), options.prompts, iterations, config.seed), run_folder)
+    run_folder.counts = {"in": len(rows), "prompts": len(kept), "iterations": iterations, "rollouts": rollouts}
     run_folder.metrics = {k: last[k] for k in ("reward", "score", "kl", "ended", "length", "beta")}
-    run_folder.finish(members.policy, keep_adapter=config.adapt.keep_adapter)
+    run_folder.finish(ready.policy, keep_adapter=config.adapt.keep_adapter)
 
 
 def _check(config: Config) -> None:
@@ -78,3 +76,116 @@ def _check(config: Config) -> None:
         raise XwinError("--advantage group compares rollouts of one prompt, --n is 1", "use --n 2 or more", USAGE)
     if options.advantage == "group" and config.critic:
         raise XwinError("--critic is given, but --advantage group has no critic", "use --advantage gae", USAGE)
+
+
+def _load(config: Config, rows: list[Prompt]) -> tuple[Run, list[Prompt]]:
+    """Every model where it is needed, wired up, and the prompts that fit them."""
+    from xwincli import models, scoring
+    from xwincli.train import loop
+    from xwincli.train.ppo_learn import Run
+
+    place = models.place(config.device)
+    policy = models.load_policy(config.model, place, train=True)
+    reward = models.load_reward(config.rm, place)
+    kept = _fitting(rows, [policy, reward], config.rollout.max_tokens)
+    # the reference computes just as the policy does, so that at the start their distance is exactly 0
+    reference = models.load_policy(config.reference or config.model, place, train=True)
+    reference.model.requires_grad_(False)
+    critic = None
+    if config.rollout.advantage == "gae":
+        critic = models.load_reward(config.critic or config.rm, place, train=True)
+    for other in (reference, *([critic] if critic else [])):
+        _check_vocabulary(policy, other)
+    optim, named = config.optim, models.adapt(policy, config.adapt)
+    groups = [([(f"policy.{n}", p) for n, p in named], optim.lr)]
+    if critic:
+        named = models.adapt(critic, config.adapt)
+        groups.append(([(f"critic.{n}", p) for n, p in named], optim.value_lr or optim.lr))
+    draw = _drawing(config, policy, kept)
+    for each in (policy, reference, reward, *([critic] if critic else [])):
+        scoring.prepare(each)
+    ready = Run(
+        policy=policy,
+        reference=reference,
+        critic=critic,
+        draw=draw,
+        score=lambda items: scoring.rewards(reward, items, optim.max_tokens_per_row),
+        parameters=[pair for named, _ in groups for pair in named],
+        opt=loop.optimizer([*groups], optim, eps=1e-5),
+        options=config.rollout,
+        optim=optim,
+        seed=config.seed,
+        values_shifted=not config.critic,
+    )
+    return ready, kept
+
+
+def _fitting(rows: list[Prompt], readers: list[Loaded], new: int) -> list[Prompt]:
+    """The prompts that with their longest rollout fit the context of every model that reads them."""
+
+    def fits(row: Prompt, loaded: Loaded) -> bool:
+        limit = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+        # a reward model renders the response anew, with what its template writes after it
+        return not limit or len(loaded.template.prompt_ids(row.prompt)) + new + 16 <= limit
+
+    kept = [row for row in rows if all(fits(row, loaded) for loaded in readers)]
+    if len(kept) < len(rows):
+        warn(f"{len(rows) - len(kept)} prompts with {new} new tokens do not fit the context and are left out")
+    if not kept:
+        raise XwinError("no prompt is left to learn from", "see --max-tokens, and `xwin check` on the data")
+    return kept
+
+
+def _check_vocabulary(policy: Loaded, other: Loaded) -> None:
+    """A model that reads the policy's very token ids must mean the same by them."""
+    theirs = other.tokenizer.get_vocab()
+    if any(theirs.get(token) != i for token, i in policy.tokenizer.get_vocab().items()):
+        raise XwinError(
+            f"{other.name} reads the token ids of {policy.name}, but has another vocabulary",
+            "a critic and a reference come from the policy's family; --advantage group needs no critic",
+        )
+
+
+def _drawing(config: Config, policy: Loaded, rows: list[Prompt]) -> Callable[[list[int], int], Rollouts]:
+    """How rollouts are drawn: by the native engine, as exact token ids, from the policy as it is at the time.
+
+    To be made before the policy is prepared for row attention, which knows no plain forward: where the
+    engine must go the slow way (transformers' own ``generate``), it is lent the attention from before.
+    """
+    from xwincli import attention
+    from xwincli.engines import Ask
+    from xwincli.engines.native import Native
+    from xwincli.rows import Branch
+    from xwincli.train.ppo_rollouts import Rollouts
+
+    options, model = config.rollout, policy.model
+    engine, plain = Native(policy, config.rows), model.config._attn_implementation
+    sampling = settings.Sampling(n=options.n, temperature=options.temperature, max_tokens=options.max_tokens)
+
+    def draw(numbers: list[int], seed: int) -> Rollouts:
+        asks = [
+            Ask(key=str(k), messages=rows[i].prompt, n=options.n, prompt_id=f"{rows[i].id}/{k}")
+            for k, i in enumerate(numbers)
+        ]
+        branches: list[Branch | None] = [None] * len(asks)
+        answers: list[list[tuple[str, bool]]] = [[] for _ in asks]
+        if engine.obstacle:
+            model.set_attn_implementation(plain)
+        for ask, drawn in engine.draw(asks, sampling, seed):
+            if isinstance(drawn, XwinError):
+                raise drawn
+            k = int(ask.key)
+            branches[k] = Branch(policy.template.prompt_ids(ask.messages), [d.ids for d in drawn])
+            answers[k] = [(_text(policy, d.ids), d.finish == "stop") for d in drawn]
+        if engine.obstacle and model.xwin_branches:
+            model.set_attn_implementation(attention.NAME)
+        whole = [b for b in branches if b is not None]
+        assert len(whole) == len(asks), "the engine left a prompt unanswered"
+        return Rollouts(whole, [(ask.messages, texts) for ask, texts in zip(asks, answers)])
+
+    return draw
+
+
+def _text(policy: Loaded, ids: list[int]) -> str:
+    kept = ids[:-1] if ids[-1] in policy.template.stop_ids else ids
+    return str(policy.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))

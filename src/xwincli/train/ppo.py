@@ -24,7 +24,6 @@ from xwincli.train.ppo_rollouts import Rollouts, batches
 PATIENCE = 3  # iterations of a negative KL before it is worth a warning
 
 
-
 def order(count: int, per_iteration: int, iterations: int, seed: int) -> list[list[int]]:
     """Which prompts each iteration takes: pass after pass over all of them, each pass shuffled anew."""
     line: list[int] = []
@@ -40,25 +39,18 @@ def order(count: int, per_iteration: int, iterations: int, seed: int) -> list[li
 def train(run: Run, turns: list[list[int]], folder: Folder) -> dict[str, Any]:
     """Run every iteration of ``turns`` (from ``order``); returns the last one's figures.
 
-    Each finished iteration is a checkpoint, and draws its randomness from the seed and its own number, so an
-    interrupted run goes on with the same result.
+    Each finished iteration is a checkpoint, and draws its randomness from the seed and its own number: a run
+    may be stopped at any moment, loses at most the iteration it is in, and goes on with the same result.
     """
     start, figures = _restore(run, folder)
-    with progress("ppo", len(turns), "iterations", start) as bar, loop.between_steps() as stopped:
+    with progress("ppo", len(turns), "iterations", start) as bar:
         for i in range(start, len(turns)):
-            figures = {"step": i + 1, **_iteration(run, turns, i, stopped)}
+            figures = {"step": i + 1, **_iteration(run, turns, i, lambda phase: bar.advance(0, note=phase))}
             folder.log(figures)
             _save(run, folder, figures)
             note = f"reward {figures['reward']:.3f} · KL {figures['kl']:.2f} · {figures['ended']:.0%} ended"
             bar.advance(note=f"{note} · {figures['length']:.0f} tokens")
-            _go_on(stopped)
     return figures
-
-
-def _go_on(stopped: Callable[[], bool]) -> None:
-    """Leave between two phases when asked to: at most an unfinished iteration is lost."""
-    if stopped():
-        raise KeyboardInterrupt
 
 
 def _save(run: Run, folder: Folder, figures: dict[str, Any]) -> None:
@@ -79,17 +71,18 @@ def _restore(run: Run, folder: Folder) -> tuple[int, dict[str, Any]]:
     return int(state["step"]), dict(state["figures"])
 
 
-def _iteration(run: Run, turns: list[list[int]], i: int, stopped: Callable[[], bool]) -> dict[str, float]:
+def _iteration(run: Run, turns: list[list[int]], i: int, show: Callable[[str], None]) -> dict[str, float]:
     """Sample, score, learn; returns the figures to log."""
-    clock = [time.monotonic()]
-    rollouts = run.draw(turns[i], i)
+    show("sampling")
+    clock, seed = [time.monotonic()], run.seed * 1_000_003 + i
+    rollouts = run.draw(turns[i], seed)
     clock.append(time.monotonic())
-    _go_on(stopped)
+    show("scoring")
     raw = torch.tensor([s for scores in run.score(rollouts.items) for s in scores], dtype=torch.float64)
     scores = shifted(raw, rollouts.ended(), run.options, run.steering)
     clock.append(time.monotonic())
-    _go_on(stopped)
-    updates = batches(rollouts, run.optim, run.seed * 1_000_003 + i)
+    show("learning")
+    updates = batches(rollouts, run.optim, seed)
     learned = lesson(read(run, updates), scores, rollouts.lengths(), run.options, run.steering.beta)
     figures = {"reward": float(raw.mean()), "score": float(scores.mean()), **_describe(rollouts, learned)}
     figures["beta"] = run.steering.beta

@@ -34,12 +34,12 @@ class Run:
     Attributes:
         policy, reference: causal language models; the reference never changes.
         critic: a reward model by shape, or None for group baselines.
-        draw: (numbers of prompts, iteration) -> rollouts of the policy as it is now.
+        draw: (numbers of prompts, seed) -> rollouts of the policy as it is now.
         score: the reward model on texts, one list of scores an item.
         parameters: every weight that learns, by name.
         opt: their optimiser.
         options, optim: what PPO optimises, and how.
-        seed: of the shuffles.
+        seed: every iteration makes its own of it.
         values_shifted: the critic began as the run's reward model, so its values get the shift the scores
             get: it starts where its returns are.
     """
@@ -226,7 +226,7 @@ def backward(
         return flat[batch.tokens].to(new.device)
 
     policy = maths.policy_loss(new, pick(reading.old), pick(lesson.advantages), options.ratio_clip)
-    (policy.total / count).backward()  # type: ignore[no-untyped-call]
+    (policy.total / count).backward()
     moved = (new - pick(reading.old)).detach()
     sums = {
         "pg_loss": policy.total.item(),
@@ -235,6 +235,6 @@ def backward(
     }
     if values is not None and reading.values is not None and lesson.returns is not None:
         value = maths.value_loss(values, pick(reading.values), pick(lesson.returns), options.value_clip)
-        (options.vf_coef * value.total / count).backward()  # type: ignore[no-untyped-call]
+        (options.vf_coef * value.total / count).backward()
         sums |= {"value_loss": value.total.item(), "value_clip_fraction": value.clipped}
     return {key: total / count for key, total in sums.items()}

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xwincli.errors import XwinError
-from xwincli.lab.checks import HELD_OUT, KINDS, closed, describe, passes, sentences, words
+from xwincli.checks import HELD_OUT, KINDS, closed, describe, passes, sentences, words
 
 CASES = [
     ("max_words", 3, "one two three", True),

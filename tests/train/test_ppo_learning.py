@@ -13,7 +13,7 @@ from xwincli import models, scoring
 from xwincli.rows import Branch, lay
 from xwincli.train import loop, ppo
 from xwincli.train.folder import Folder
-from xwincli.train.ppo_learn import Reading, Run, Steering, lesson, read, shifted
+from xwincli.train.ppo_learn import Reading, Run, Steering, _forward, backward, lesson, read, shifted
 from xwincli.train.ppo_options import Optim, Options
 from xwincli.train.ppo_rollouts import Rollouts, batches, first_epoch
 
@@ -55,7 +55,7 @@ def sample(loaded: models.Loaded, prompts: list[str], options: Options, seed: in
     return Rollouts(branches, items)
 
 
-def start(folder: Path, advantage: str, optim: Optim | None = None, seed: int = 0, **options: object) -> Run:
+def start(folder: Path, advantage: str, optim: Optim | None = None, **options: object) -> Run:
     """A run on the micro policy with a critic of random head."""
     small = {"n": 4, "prompts": 4, "max_tokens": 6, "temperature": 1.0}
     chosen = Options(advantage=advantage, **{**small, **options})
@@ -65,15 +65,15 @@ def start(folder: Path, advantage: str, optim: Optim | None = None, seed: int = 
     for loaded in (policy, reference, *([critic] if critic else [])):
         scoring.prepare(loaded)
 
-    def draw(numbers: list[int], i: int) -> Rollouts:
+    def draw(numbers: list[int], seed: int) -> Rollouts:
         texts = [PROMPTS[k] for k in numbers]
-        return sample(policy, texts, chosen, 1000 * seed + i)
+        return sample(policy, texts, chosen, seed)
 
     trained = [(policy, "policy", optim.lr), *([(critic, "critic", optim.lr)] if critic else [])]
     groups = [([(f"{w}.{n}", p) for n, p in m.model.named_parameters()], lr) for m, w, lr in trained]
     opt = loop.optimizer(groups, optim, eps=1e-5)
     parameters = [pair for named, _ in groups for pair in named]
-    return Run(policy, reference, critic, draw, vowels, parameters, opt, chosen, optim, seed)
+    return Run(policy, reference, critic, draw, vowels, parameters, opt, chosen, optim)
 
 
 def go(run: Run, out: Path, iterations: int) -> dict:
@@ -111,6 +111,62 @@ def test_reading_equals_plain_forwards_one_by_one(policy: Path, capacity: int) -
                 expected["critic"].append(plain["critic"].model.score(states)[:, 0] + 0.25)
     for got, who in ((found.old, "policy"), (found.ref, "reference"), (found.values, "critic")):
         assert torch.allclose(got, torch.cat(expected[who]), atol=2e-5)
+
+
+@pytest.mark.parametrize("advantage", ["gae", "group"])
+def test_an_update_equals_plain_forwards_and_a_padded_loss(policy: Path, advantage: str) -> None:
+    """Losses and gradients of both models, against TRL's padded loss on transformers' own forwards."""
+    run = start(policy, advantage, Optim(epochs=1, batch=0, max_tokens_per_row=40), temperature=0.7)
+    nudge(run.reference)
+    rollouts = run.draw([0, 1, 2, 3], 0)
+    (update,) = batches(rollouts, run.optim, 0)
+    scores = torch.tensor(vowels(rollouts.items), dtype=torch.float64).flatten()
+    learned = lesson(read(run, [update]), scores, rollouts.lengths(), run.options, run.options.kl)
+    trained = [run.policy, *([run.critic] if run.critic else [])]
+    for m in trained:
+        nudge(m)  # so that ratios and values differ from the old ones and the clips decide somewhere
+    count = sum(rollouts.lengths())
+    figures: dict[str, float] = {}
+    for batch in update:
+        for key, value in backward(run.options, batch, _forward(run, batch), learned, count).items():
+            figures[key] = figures.get(key, 0.0) + value
+    ours = [[p.grad.clone() for p in m.model.parameters()] for m in trained]
+
+    for m in trained:
+        m.model.zero_grad(set_to_none=True)
+        m.model.set_attn_implementation("eager")
+    lengths = rollouts.lengths()
+    mask = torch.tensor([[t < n for t in range(max(lengths))] for n in lengths])
+    spread = lambda flat: torch.zeros(mask.shape).masked_scatter(mask, flat)
+    new, vpred = [], []
+    for branch in rollouts.branches:
+        for answer in branch.responses:
+            ids, begin = torch.tensor([branch.prompt + answer]), len(branch.prompt) - 1
+            logits = run.policy.model(ids, use_cache=False).logits[0, begin:-1] / 0.7
+            new.append(logits.log_softmax(-1)[range(len(answer)), answer])
+            if run.critic:
+                states = run.critic.model.base_model(ids, use_cache=False).last_hidden_state[0, begin:-1]
+                vpred.append(run.critic.model.score(states)[:, 0])
+    mean = lambda x: (x * mask).sum() / mask.sum()
+    a = spread(learned.advantages)
+    ratio = (spread(torch.cat(new)) - spread(learned.reading.old)).exp()
+    one, two = -a * ratio, -a * ratio.clamp(0.8, 1.2)
+    pg = mean(torch.max(one, two))
+    loss = pg
+    assert figures["pg_loss"] == pytest.approx(pg.item(), abs=1e-5)
+    assert figures["clip_fraction"] == pytest.approx(mean((two > one).float()).item(), abs=1e-6)
+    assert figures["clip_fraction"] > 0
+    if run.critic:
+        v, was, returns = spread(torch.cat(vpred)), spread(learned.reading.values), spread(learned.returns)
+        one, two = (v - returns) ** 2, (torch.clamp(v, was - 0.2, was + 0.2) - returns) ** 2
+        vf = 0.5 * mean(torch.max(one, two))
+        loss = loss + 0.1 * vf
+        assert figures["value_loss"] == pytest.approx(vf.item(), abs=1e-5)
+        assert figures["value_clip_fraction"] == pytest.approx(mean((two > one).float()).item(), abs=1e-6)
+    loss.backward()
+    for m, grads in zip(trained, ours):
+        for (name, p), grad in zip(m.model.named_parameters(), grads):
+            assert torch.allclose(grad, p.grad, atol=1e-5, rtol=1e-3), name
 
 
 @pytest.mark.parametrize("advantage", ["gae", "group"])
@@ -230,10 +286,10 @@ def test_an_interrupted_run_ends_like_a_whole_one(policy: Path, tmp_path: Path, 
     broken = start(policy, advantage, **steered)
     calls = broken.draw
 
-    def stumble(numbers: list[int], i: int) -> Rollouts:
-        if i == 2:
+    def stumble(numbers: list[int], seed: int) -> Rollouts:
+        if seed == 2:  # the third iteration's
             raise KeyboardInterrupt
-        return calls(numbers, i)
+        return calls(numbers, seed)
 
     broken.draw = stumble
     with pytest.raises(KeyboardInterrupt):
