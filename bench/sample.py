@@ -1,6 +1,6 @@
 """Sampling beside transformers' generate: same model, prompts, precision, threads and limits, taking turns.
 
-    python bench/sample.py MODEL [--n 8] [--max-tokens 48] [--repeats 3] [--dtype float32]
+    python bench/sample.py MODEL [--data FILE] [--n 8] [--max-tokens 48] [--repeats 3] [--dtype float32]
 
 Both sides draw n responses to each of 16 prompts as one batch of 16 n rows: transformers' padded on the left,
 ours prefilled once a prompt. A token counts until its response ends, the end included. Medians of the repeats.
@@ -12,25 +12,24 @@ import argparse
 import statistics
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from xwincli import console, models, settings
+from xwincli import console, formats, models, settings
 from xwincli.engines import Ask
 from xwincli.engines.native import Native
+from xwincli.records import Prompt
 
-TOPICS = (
-    "rain", "coffee", "green tea", "foxes", "night trains", "cooking for friends", "running", "small gardens", "music",
-    "chess", "old cars", "winter", "summer holidays", "dogs", "a good book", "the stars above a city",
-)  # fmt: skip
-PROMPTS = [[{"role": "user", "content": f"Write a short text about {t}."}] for t in TOPICS]
+DATA = Path(__file__).parents[1] / "examples" / "demo" / "eval.jsonl"
+COUNT = 16
 
 
-def by_transformers(loaded: models.Loaded, sampling: settings.Sampling, seed: int) -> int:
+def by_transformers(loaded: models.Loaded, asks: list[Ask], sampling: settings.Sampling, seed: int) -> int:
     """One padded batch through ``generate``; returns the real tokens drawn."""
     tokenizer, stops = loaded.tokenizer, sorted(loaded.template.stop_ids)
-    prompts = [ids for p in PROMPTS for ids in [loaded.template.prompt_ids(p)] * sampling.n]
+    prompts = [ids for a in asks for ids in [loaded.template.prompt_ids(a.messages)] * sampling.n]
     longest = max(map(len, prompts))
     pad = tokenizer.pad_token_id or 0
     ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts])
@@ -52,9 +51,8 @@ def by_transformers(loaded: models.Loaded, sampling: settings.Sampling, seed: in
     return int((ends.cumsum(1) - ends == 0).sum())
 
 
-def by_xwin(engine: Native, sampling: settings.Sampling, seed: int) -> int:
+def by_xwin(engine: Native, asks: list[Ask], sampling: settings.Sampling, seed: int) -> int:
     """The same through the native engine."""
-    asks = [Ask(str(i), p, sampling.n, str(i)) for i, p in enumerate(PROMPTS)]
     answers = engine.draw(asks, sampling, seed)
     return sum(len(d.ids) for _, drawn in answers if isinstance(drawn, list) for d in drawn)
 
@@ -63,6 +61,7 @@ def main() -> None:
     """Run and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
+    parser.add_argument("--data", default=str(DATA), help="prompts; the first 16 are used")
     parser.add_argument("--n", type=int, default=8)
     parser.add_argument("--max-tokens", type=int, default=48)
     parser.add_argument("--repeats", type=int, default=3)
@@ -74,12 +73,14 @@ def main() -> None:
     sampling = settings.Sampling(
         n=args.n, temperature=args.temperature, top_p=args.top_p, max_tokens=args.max_tokens
     )
+    prompts = list(formats.read([args.data], Prompt, limit=COUNT))
+    asks = [Ask(p.id, p.prompt, args.n, p.id) for p in prompts]
     place = models.place(settings.Device(device=args.device, dtype=args.dtype))
     peer = models.load_policy(args.model, place)
-    engine = Native(models.load_policy(args.model, place), rows=16 * args.n)
+    engine = Native(models.load_policy(args.model, place), rows=len(asks) * args.n)
     ways: dict[str, Any] = {
-        "transformers generate": lambda seed: by_transformers(peer, sampling, seed),
-        "xwin native": lambda seed: by_xwin(engine, sampling, seed),
+        "transformers generate": lambda seed: by_transformers(peer, asks, sampling, seed),
+        "xwin native": lambda seed: by_xwin(engine, asks, sampling, seed),
     }
     speeds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(-1, args.repeats):  # the first, of few tokens, warms up
@@ -96,7 +97,7 @@ def main() -> None:
         (name, f"{statistics.median(v):.0f}", f"{min(v):.0f} – {max(v):.0f}", f"{statistics.median(v) / base:.2f}")
         for name, v in speeds.items()
     ]
-    head = f"{16 * args.n} rows, {args.max_tokens} new tokens, {args.dtype}, {torch.get_num_threads()} threads"
+    head = f"{len(asks) * args.n} rows, {args.max_tokens} new tokens, {args.dtype}, {torch.get_num_threads()} threads"
     print(f"{args.model}: {head}", file=sys.stdout)
     print(console.table(("", "tokens/s", "range", "ratio"), rows))
 

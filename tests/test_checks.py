@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xwincli.errors import XwinError
 from xwincli.checks import HELD_OUT, KINDS, closed, describe, passes, sentences, words
+from xwincli.errors import XwinError
 
 CASES = [
     ("max_words", 3, "one two three", True),

@@ -17,4 +17,5 @@ RS_TOP   ?= 2
 SFT_ARGS ?= --lr 4e-5 --batch 16 --epochs 2
 BETA     ?= 0.1
 DPO_ARGS ?= --lr 2.2e-5 --batch 16 --epochs 1
-PPO_ARGS ?= --advantage group --iterations 6 --prompts 16 --n 8 --lr 2e-5 --kl 0.02
+PPO_ARGS ?= --advantage group --iterations 6 --prompts 16 --n 8 --ppo-epochs 1 --minibatch 4 \
+            --lr 2e-5 --kl 0.02

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from importlib import import_module
 
 from xwincli import __version__
@@ -75,6 +77,8 @@ def main(argv: list[str] | None = None) -> None:
         print(f"xwincli {__version__}")
         return
     name, rest = _find(argv)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # a scheduler's stop is a Ctrl-C
     try:
         from xwincli.flags import command
 

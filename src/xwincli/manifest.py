@@ -67,8 +67,8 @@ def digest(path: str | Path) -> str:
 
 
 def inputs(paths: list[str]) -> list[dict[str, Any]]:
-    """Name and digest of every input; ``-`` and hub names stand without a digest."""
-    return [{"path": p, "digest": digest(p)} if Path(p).exists() else {"path": p} for p in paths]
+    """Name and digest of every input; ``-``, pipes and hub names stand without a digest."""
+    return [{"path": p, "digest": digest(p)} if Path(p).is_file() or Path(p).is_dir() else {"path": p} for p in paths]
 
 
 def plan(stage: str, config: Any, sources: list[str]) -> Manifest:
@@ -80,7 +80,7 @@ def plan(stage: str, config: Any, sources: list[str]) -> Manifest:
         sources: files, folders, hub names or ``-`` that are read.
     """
     decisive = settings.values(config, execution=False)
-    paths = {"data", "out", "model", "rm", "judge_rm", "reference", "files"}
+    paths = {"data", "out", "model", "rm", "critic", "reference", "files"}
     return {
         "xwin": __version__,
         "stage": stage,

@@ -303,3 +303,22 @@ def test_malformed_files_of_others():
         text=True,
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_a_split_deals_every_prompt_to_one_part(xwin, tmp_path: Path) -> None:
+    rows = [{"prompt": f"question {i % 200}", "category": str(i)} for i in range(300)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    xwin("convert", "--data", "in.jsonl", "--split", "pair=3,eval=1", "--out", "parts")
+    parts = {n: (tmp_path / "parts" / f"{n}.jsonl").read_text().splitlines() for n in ("pair", "eval")}
+    assert len(parts["pair"]) + len(parts["eval"]) == 300
+    assert 0.65 < len(parts["pair"]) / 300 < 0.85
+    texts = {n: {json.loads(line)["prompt"][0]["content"] for line in lines} for n, lines in parts.items()}
+    assert not texts["pair"] & texts["eval"]
+    assert json.loads((tmp_path / "parts" / "xwin.json").read_text())["counts"]["out"] == 300
+
+
+@pytest.mark.parametrize("split", ["pair", "pair=0,eval=1", "a/b=1", "pair=x", "pair=1,eval=nan"])
+def test_an_impossible_split_is_refused(xwin, tmp_path: Path, split: str) -> None:
+    (tmp_path / "in.jsonl").write_text('{"prompt":"q"}\n')
+    assert "--split" in xwin("convert", "--data", "in.jsonl", "--split", split, "--out", "parts", code=2).stderr
+    assert not (tmp_path / "parts").exists()

@@ -79,8 +79,8 @@ def test_ctrl_c_and_the_same_command_again(xwin, policy: Path, rm: Path, prompts
     xwin(*command, "--out", "whole")
     args = [sys.executable, "-m", "xwincli", *map(str, command), "--out", "broken"]
     process = subprocess.Popen(args, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=os.environ)
-    figures = tmp_path / "broken.partial" / "metrics.jsonl"
-    while not (figures.exists() and figures.stat().st_size) and process.poll() is None:
+    state = tmp_path / "broken.partial" / "state.pt"
+    while not state.exists() and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130

@@ -47,6 +47,7 @@ def test_groups_carry_their_prompt_and_how_they_were_drawn(xwin, tmp_path):
     xwin("sample", "--engine", "echo", "--data", data, "--out", out, "--n", 4, "--temperature", 0.7, "--seed", 3)
     groups = read(out)
     assert [g["prompt"] for g in groups] == [r["prompt"] for r in rows]
+    assert len({g["prompt_id"] for g in groups} | {g["id"] for g in groups}) == 6
     for field in ("checks", "reference", "category", "note"):
         assert groups[1][field] == rows[1][field] and field not in groups[0]
     for g in groups:

@@ -15,9 +15,9 @@ from typing import Any
 
 import msgspec
 
+from xwincli.checks import BULLET, closed, describe, mentioned, passes, words
 from xwincli.errors import USAGE, XwinError
 from xwincli.judges import Answer, Item, Options, Rated, Verdict
-from xwincli.checks import BULLET, closed, describe, mentioned, passes, words
 from xwincli.records import Message, content_id
 from xwincli.settings import Device
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from xwincli import checks
 from xwincli.errors import XwinError
 from xwincli.judges import Answer, Judge, matches
-from xwincli import checks
 from xwincli.metrics import best_of_n, bootstrap, stability, win_rate
 from xwincli.metrics.bootstrap import Estimate
 from xwincli.records import Group, Judgement, Response, content_id

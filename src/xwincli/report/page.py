@@ -8,8 +8,8 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from xwincli.console import clock
 from xwincli import checks
+from xwincli.console import clock
 from xwincli.records import Group, Response
 from xwincli.report import graph, svg
 from xwincli.report.collect import Evaluation, Run

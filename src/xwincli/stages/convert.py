@@ -2,6 +2,7 @@
 
     xwin convert --data alpaca.json --out sft.jsonl
     xwin convert --data pairs.jsonl --to trl-implicit --out rewardbench.jsonl
+    xwin convert --data prompts.jsonl --split pair=35,set=35,ppo=15,eval=15 --out prompts
     xwin convert --model model.gguf --out model
 
 The format of a file is read off its first row and every row is held to it. What is written appears whole
@@ -10,16 +11,19 @@ or not at all.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 from xwincli import formats, jsonl, manifest, settings, sources
 from xwincli.console import say
 from xwincli.errors import USAGE, XwinError
 from xwincli.formats.export import ARRAYS, TARGETS, export
-from xwincli.records import KINDS, Record
+from xwincli.records import KINDS, Asked, Record, content_id, prompt_id
 from xwincli.settings import flag
 
 
@@ -33,6 +37,7 @@ class Config:
     to: str = flag("canonical", "layout to write", choices=tuple(TARGETS))
     kind: str = flag("auto", "kind of the records", choices=("auto", *KINDS))
     format: str = flag("auto", "layout of the input", choices=("auto", *formats.NAMES))
+    split: str = flag("", "deal rows into files of a folder by prompt, as NAME=SHARE,NAME=SHARE,…")
     limit: int = flag(0, "use only the first rows; 0 uses all", low=0)
     dtype: str = flag("float32", "precision of the model folder", choices=("float32", "bfloat16"))
     force: bool = flag(False, "convert even if the result is there", execution=True)
@@ -56,8 +61,11 @@ def _rows(config: Config) -> None:
         return
     records = _records(config, names)
     counts = {"in": 0, "out": 0}
-    rows = _exported(records, config.to, counts)
-    (_write_array if config.to in ARRAYS else _write_lines)(config.out, rows)
+    if config.split:
+        counts |= _write_split(config, records, counts)
+    else:
+        rows = _exported(records, config.to, counts)
+        (_write_array if config.to in ARRAYS else _write_lines)(config.out, rows)
     manifest.write(config.out, plan, config, started=started, counts=counts)
     say(f"{config.out}: {counts['out']} rows" if config.out != "-" else f"{counts['out']} rows written")
 
@@ -93,12 +101,42 @@ def _write_lines(out: str, rows: Iterable[dict[str, object]]) -> None:
             w.write(row)
 
 
+def _write_split(config: Config, records: Iterable[Record], counts: dict[str, int]) -> dict[str, int]:
+    """One file a part, all of one prompt's rows in one part, chosen by a hash of the prompt's text."""
+    if config.out == "-" or config.to in ARRAYS:
+        raise XwinError("--split writes JSON lines into a folder", "name it with --out", USAGE)
+    shares = _shares(config.split)
+    total = sum(shares.values())
+    out = Path(config.out)
+    dealt = dict.fromkeys(shares, 0)
+    with ExitStack() as stack:
+        writers = {name: stack.enter_context(jsonl.writer(str(out / f"{name}.jsonl"))) for name in shares}
+        for record in records:
+            key = prompt_id(record.prompt) if isinstance(record, Asked) else record.id
+            place = int(content_id("split", key), 16) / 16**16 * total
+            name = next(n for n, end in zip(shares, accumulate(shares.values()), strict=True) if place < end)
+            for row in _exported([record], config.to, counts):
+                writers[name].write(row)
+                dealt[name] += 1
+    return dealt
+
+
+def _shares(text: str) -> dict[str, float]:
+    """``pair=35,set=65`` as numbers; they need not sum to anything."""
+    try:
+        shares = {name: float(share) for name, _, share in (part.partition("=") for part in text.split(","))}
+    except ValueError:
+        shares = {}
+    if not shares or not all(re.fullmatch(r"[\w-]+", n) and 0 < s < float("inf") for n, s in shares.items()):
+        raise XwinError(f"--split is {text!r}", "write names and positive shares: pair=35,set=65", USAGE)
+    return shares
+
+
 def _write_array(out: str, rows: Iterable[dict[str, object]]) -> None:
     """One JSON array, a row on each line."""
-    import contextlib
     import sys
 
-    with contextlib.nullcontext(sys.stdout) if out == "-" else jsonl.atomic(Path(out)) as f:
+    with nullcontext(sys.stdout) if out == "-" else jsonl.atomic(Path(out)) as f:
         f.write("[")
         for i, row in enumerate(rows):
             f.write((",\n" if i else "\n") + jsonl.dumps(row))

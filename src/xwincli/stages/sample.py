@@ -147,8 +147,14 @@ def _group(prompt: Prompt, responses: list[Response], config: Config) -> Group:
     if config.unique:
         sampling["unique"] = True
     carried = {f: getattr(prompt, f) for f in ("prompt", "checks", "reference", "contexts", "category", "extra")}
-    own = content_id(prompt.id, config.model, sampling)
-    return Group(id=own, responses=responses, model=config.model or config.engine, sampling=sampling, **carried)
+    return Group(
+        id=content_id(prompt.id, config.model, sampling),
+        prompt_id=prompt_id(prompt.prompt),
+        responses=responses,
+        model=config.model or config.engine,
+        sampling=sampling,
+        **carried,
+    )
 
 
 class Receipt:

@@ -58,6 +58,8 @@ def draw(logits: Tensor, keys: Keys, steps: Any, temperature: float, top_p: floa
         the whole vocabulary.
     """
     steps = np.asarray(steps)
+    if logits.device.type == "mps":  # has no float64
+        logits = logits.cpu()
     rows = len(logits) if logits.is_cuda else max(1, CELLS // logits.shape[1])
     parts = [
         _draw(logits[a : a + rows].float(), keys[a : a + rows], steps[a : a + rows], temperature, top_p)
@@ -67,12 +69,11 @@ def draw(logits: Tensor, keys: Keys, steps: Any, temperature: float, top_p: floa
 
 
 def _draw(logits: Tensor, keys: Keys, steps: Any, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
-    best, likeliest = logits.max(-1, keepdim=True)
-    z = logits - best
+    z = logits - logits.amax(-1, keepdim=True)
     weights = z.exp()
     log_total = weights.sum(-1, dtype=torch.float64).log()
     if temperature == 0:
-        tokens = likeliest.squeeze(1)
+        tokens = z.argmax(-1)
     else:
         if temperature != 1:
             torch.mul(z, 1 / temperature, out=weights).exp_()
