@@ -35,11 +35,11 @@ def reward_objective(
         chosen, rejected = reward[:, 0], reward[:, 1]
         margin = torch.tensor([margins[i] for i in members], device=reward.device)
         loss = losses.bradley_terry(chosen, rejected, margin, centring)
-        lead = (chosen - rejected).detach()
+        lead, mean = (chosen - rejected).detach(), reward.detach().mean(1)
         return loss, {
             "accuracy": float((lead > 0).sum()),
             "lead": float(lead.sum()),
-            "reward": float(reward.mean(1).sum()),
+            "reward": float(mean.sum()),
         }
 
     return compute
