@@ -135,4 +135,8 @@ def test_kill_9_and_the_same_command_again(run, args):
     assert process.wait() == -signal.SIGKILL, "it was over before the kill"
     assert not (f / "killed.jsonl").exists()
     assert "going on after" in run(*args, "--out", "killed.jsonl").stderr
-    assert (f / "killed.jsonl").read_bytes() == (f / "whole.jsonl").read_bytes()
+    whole, killed = rows(f / "whole.jsonl"), rows(f / "killed.jsonl")
+    for a, b in zip(whole, killed, strict=True):  # a log-probability's last digits depend on who shared the batch
+        for r, s in zip(a.get("responses", ()), b.get("responses", ()), strict=True):
+            assert r.pop("logprob") == pytest.approx(s.pop("logprob"), abs=1e-3)
+    assert killed == whole
