@@ -4,6 +4,7 @@
 
 PYTHON ?= python3
 VENV   ?= .venv
+JOBS   ?= 2
 RECIPE ?= examples/demo/recipe.mk
 include $(RECIPE)
 
@@ -12,7 +13,7 @@ READY := $(VENV)/.ready
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .SECONDARY:
-.PHONY: help setup demo all test smoke lint types docs bench clean FORCE
+.PHONY: help setup demo all test smoke lint types cases docs bench clean FORCE
 
 help: ## this list
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -37,7 +38,7 @@ $(READY): constraints.txt pyproject.toml
 # ---------------------------------------------------------------- quality
 
 test: lint types $(READY) ## everything that must hold: lint, types, unit tests, smoke
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile
 
 smoke: $(READY) ## every stage through the real command line on a micro model, under a minute
 	$(VENV)/bin/python -m pytest tests/smoke
@@ -47,6 +48,9 @@ lint: $(READY) ## ruff
 
 types: $(READY) ## mypy, strict
 	$(VENV)/bin/mypy
+
+cases: $(READY) ## the tests with third-party data: make cases CASES=FOLDER
+	XWIN_CASES=$(abspath $(CASES)) $(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile
 
 docs: $(READY) ## write docs/cli.md, the reference of every flag
 	$(VENV)/bin/python docs/reference.py > docs/cli.md
