@@ -451,3 +451,11 @@ def test_real_files_are_read_or_refused_in_one_sentence(path):
             "preference_implicit.jsonl",
             "stepwise_supervision.jsonl",
         }, e.message
+
+
+def test_count_is_what_read_yields_and_none_for_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt":"a"}\n\n{"prompt":"b"}\n{"prompt":"c"}\n')
+    data = [str(tmp_path / "p.jsonl")] * 2
+    assert formats.count(data, Prompt) == len(list(formats.read(data, Prompt))) == 6
+    assert formats.count(data, Prompt, limit=4) == 4
+    assert formats.count(["-"], Prompt) is None

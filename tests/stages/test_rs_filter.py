@@ -90,8 +90,8 @@ def test_cut_empty_unscored_and_repeated_answers_take_no_part() -> None:
     del g.responses[5].scores["rm"]
     rows, receipt = chosen(g, top=5)
     assert texts(rows) == ["answer 2"]
-    why = {"cut by the length limit": 1, "empty": 1, "duplicates": 1, "without a score": 2}
-    assert receipt.dropped == why
+    assert receipt.dropped == {"empty": 1, "duplicates": 1, "without a score": 2}
+    assert receipt.cut == 1
     assert texts(chosen(g, top=5, keep_cut=True)[0]) == ["answer 0", "answer 2"]
 
 
@@ -99,7 +99,8 @@ def test_lost_prompts_say_why() -> None:
     cut = group([1])
     cut.responses[0].finish = "length"
     for g, options, why in [
-        (cut, {}, "without a usable response"),
+        (cut, {}, "with every response cut off"),
+        (group([float("inf")]), {}, "without a usable response"),
         (group([1, 2]), {"min_score": 3}, "with every response below --min-score"),
         (group([1, 2]), {"emit": "rank", "rank": 3}, "with fewer than 3 responses"),
         (group([1]), {"emit": "pairs"}, "with too few different responses"),
@@ -107,6 +108,19 @@ def test_lost_prompts_say_why() -> None:
     ]:
         rows, receipt = chosen(g, **options)
         assert rows == [] and receipt.lost == {why: 1} and receipt.kept == 0
+
+
+def test_a_cut_answer_may_be_rejected_and_says_so() -> None:
+    g = group([5, 9, 1])
+    for r in g.responses[1:]:
+        r.finish = "length"
+    [pair], _ = chosen(g, emit="pairs", rejected="worst")
+    assert pair.chosen == [{"role": "assistant", "content": "answer 0"}]
+    assert pair.rejected == [{"role": "assistant", "content": "answer 2", "finish": "length"}]
+    rows, receipt = chosen(g, emit="pairs", rejected="rank:1")  # it scores above every answer that may be chosen
+    assert rows == [] or rows[0].score_rejected < rows[0].score_chosen
+    [both], _ = chosen(g, emit="pairs", rejected="worst", keep_cut=True)
+    assert both.chosen[0]["content"] == "answer 1" and receipt.cut == 2
 
 
 # ascending 0 1 2 3 4 5 6 14 have mean 4.375, standard deviation 4.09: mean − 2 sd = −3.8, − 1 sd = .285

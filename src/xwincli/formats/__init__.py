@@ -13,7 +13,7 @@ from xwincli.formats.parts import Format
 from xwincli.formats.table import NAMES, by_name, sniff
 from xwincli.records import Record, decode
 
-__all__ = ["NAMES", "Rows", "as_kind", "plural", "read", "read_any"]
+__all__ = ["NAMES", "Rows", "as_kind", "count", "plural", "read", "read_any"]
 
 R = TypeVar("R", bound=Record)
 
@@ -111,6 +111,15 @@ def read_any(
 ) -> Iterator[Record]:
     """As ``read``, each file's records in the kind its format is made for."""
     return _records(data, None, limit, as_format, checked)
+
+
+def count(data: Sequence[str], kind: type[Record], *, limit: int = 0) -> int | None:
+    """How many records ``read`` will yield, for a progress bar; None if a source can be read only once."""
+    names = sources.expand(data)
+    if any(map(sources.is_stream, names)):
+        return None
+    total = sum(1 for name in names for _ in Rows(name, kind))
+    return min(total, limit) if limit else total
 
 
 def _records(

@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 from xwincli import jsonl, manifest
 from xwincli.console import say, warn
 from xwincli.errors import USAGE, XwinError
-from xwincli.records import Conversation, Group, Pair, Record, Response, content_id, encode
+from xwincli.records import Conversation, Group, Message, Pair, Record, Response, content_id, encode
 from xwincli.settings import flag
 
 
@@ -47,7 +47,7 @@ class Config:
         "mu-2sigma", "for --emit pairs: rank:R, quantile:Q (0 is the worst), mu-2sigma, worst or random"
     )
     margin: bool = flag(False, "write the scores' difference as margin, which trainers feed into the loss")
-    keep_cut: bool = flag(False, "let responses that the length limit cut off take part")
+    keep_cut: bool = flag(False, "let responses that the length limit cut off be chosen, not only rejected")
     seed: int = flag(0, "of the random choices; each prompt has its own stream")
     limit: int = flag(0, "read only the first rows; 0 reads all", low=0)
     force: bool = flag(False, "make it anew even if it is up to date", execution=True)
@@ -55,11 +55,16 @@ class Config:
 
 @dataclass(frozen=True)
 class Ranked:
-    """A response that may be chosen, its score, and its rank among these (1 is the best)."""
+    """A response of a prompt's pool, its score, and its rank there (1 is the best)."""
 
     response: Response
     score: float
     rank: int
+
+    @property
+    def cut(self) -> bool:
+        """Cut off by the length limit: it may be rejected, and is chosen only on request."""
+        return self.response.finish == "length"
 
 
 @dataclass
@@ -70,6 +75,7 @@ class Receipt:
     kept: int = 0
     rows: int = 0
     tied: int = 0
+    cut: int = 0
     lost: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
     means: dict[str, list[float]] = field(default_factory=dict)
@@ -84,7 +90,7 @@ class Receipt:
         """The receipt as plain values for the manifest."""
         m: dict[str, Any] = {name: statistics.fmean(v) for name, v in self.means.items()}
         m["gain"] = m["score_chosen"] - m["score_pool"]
-        return {**m, "tied": self.tied, "lost": dict(self.lost), "dropped": dict(self.dropped)}
+        return {**m, "tied": self.tied, "cut": self.cut, "lost": dict(self.lost), "dropped": dict(self.dropped)}
 
     def show(self, score: str) -> None:
         """A few lines on standard error."""
@@ -99,19 +105,19 @@ class Receipt:
             say("  prompts lost: " + ", ".join(f"{n} {why}" for why, n in self.lost.most_common()))
         if self.dropped:
             say("  responses left out: " + ", ".join(f"{n} {why}" for why, n in self.dropped.most_common()))
+        if self.cut:
+            say(f"  cut by the length limit, so never chosen unless --keep-cut: {self.cut} responses")
         if self.tied:
             say(f"  ties for the best score: {self.tied} prompts")
 
 
 def pool(group: Group, config: Config, receipt: Receipt) -> list[Ranked]:
-    """The responses that may be chosen, best first; equal scores stand in the order they were drawn."""
+    """A prompt's usable responses, best first; equal scores stand in the order they were drawn."""
     seen: set[str] = set()
     found: list[tuple[float, Response]] = []
     for r in group.responses:
         text, score = r.text.strip(), r.scores.get(config.score, math.nan)
-        if r.finish == "length" and not config.keep_cut:
-            receipt.dropped["cut by the length limit"] += 1
-        elif not text:
+        if not text:
             receipt.dropped["empty"] += 1
         elif not math.isfinite(score):
             receipt.dropped["without a score"] += 1
@@ -120,6 +126,7 @@ def pool(group: Group, config: Config, receipt: Receipt) -> list[Ranked]:
         else:
             seen.add(text)
             found.append((score, r))
+            receipt.cut += r.finish == "length"
     found.sort(key=lambda f: -f[0])
     return [Ranked(r, score, i) for i, (score, r) in enumerate(found, 1)]
 
@@ -157,15 +164,16 @@ def rejection(rule: str) -> Callable[[Sequence[Ranked], random.Random], list[Ran
 
 def choose(ranked: list[Ranked], config: Config, rng: random.Random) -> list[Ranked] | str:
     """The chosen of one prompt's pool, best first, or why there are none."""
-    good = [r for r in ranked if config.min_score is None or r.score >= config.min_score]
-    if not ranked:
-        return "without a usable response"
+    may = [r for r in ranked if config.keep_cut or not r.cut]
+    good = [r for r in may if config.min_score is None or r.score >= config.min_score]
+    if not may:
+        return "with every response cut off" if ranked else "without a usable response"
     if not good:
         return "with every response below --min-score"
     if config.emit == "threshold":
         return good
     if config.emit == "random":
-        return sorted(rng.sample(ranked, min(config.top, len(good))), key=lambda r: r.rank)
+        return sorted(rng.sample(may, min(config.top, len(good))), key=lambda r: r.rank)
     start = config.rank - 1 if config.emit == "rank" else 0
     return good[start : start + config.top] or f"with fewer than {config.rank} responses"
 
@@ -174,7 +182,7 @@ def pairs(
     ranked: list[Ranked], chosen: list[Ranked], rule: str, rng: random.Random
 ) -> list[tuple[Ranked, Ranked]] | str:
     """Each chosen with its own rejected, which scores lower, or why there are none."""
-    rest = [r for r in rejection(rule)(ranked, rng) if r.rank > len(chosen)]
+    rest = [r for r in rejection(rule)(ranked, rng) if r not in chosen]
     if not rest:
         return "with too few different responses"
     made = [(c, r) for c, r in zip(chosen, rest, strict=False) if r.score < c.score]
@@ -209,6 +217,12 @@ def records(group: Group, config: Config, receipt: Receipt) -> Iterator[Record]:
         receipt.note(f"tokens_{name}", [p.response.tokens for p in picked])
 
 
+def _message(side: Ranked) -> Message:
+    """The answer as a message; a cut one says so, since it is learned without its stop token."""
+    message = {"role": "assistant", "content": side.response.text}
+    return {**message, "finish": "length"} if side.cut else message
+
+
 def _conversation(group: Group, c: Ranked) -> Conversation:
     messages = [*group.prompt, {"role": "assistant", "content": c.response.text}]
     extra = {"prompt_id": group.prompt_id, "score": c.score, "rank": c.rank}
@@ -216,7 +230,7 @@ def _conversation(group: Group, c: Ranked) -> Conversation:
 
 
 def _pair(group: Group, chosen: Ranked, rejected: Ranked, margin: bool) -> Pair:
-    sides = [[{"role": "assistant", "content": side.response.text}] for side in (chosen, rejected)]
+    sides = [[_message(side)] for side in (chosen, rejected)]
     return Pair(
         id=content_id(group.prompt, *sides),
         prompt_id=group.prompt_id,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from xwincli import formats, manifest, settings, sources
+from xwincli import formats, manifest, settings
 from xwincli.console import progress, warn
 from xwincli.errors import XwinError
 from xwincli.journal import Journal
@@ -52,8 +52,7 @@ def run(config: Config) -> None:
     if manifest.skip_if_current(config.out, plan, config.force):
         return
     prompts = formats.read(config.data, Prompt, limit=config.limit)
-    once = any(map(sources.is_stream, sources.expand(config.data)))
-    total = None if once else sum(1 for _ in formats.read(config.data, Prompt, limit=config.limit, checked=False))
+    total = formats.count(config.data, Prompt, limit=config.limit)
     with Journal(config.out, plan, config, allow_failed=config.allow_failed, force=config.force) as journal:
         from xwincli import engines
 

@@ -42,6 +42,7 @@ def run(config: Config) -> None:
     if manifest.skip_if_current(config.out, plan, config.force):
         return
     rows = formats.read(config.data, Group, limit=config.limit)
+    total = formats.count(config.data, Group, limit=config.limit)
     first = next(rows, None)
     if first is None:
         raise XwinError(f"{', '.join(config.data)}: no rows")
@@ -50,7 +51,7 @@ def run(config: Config) -> None:
     loaded = models.load_reward(config.rm, models.place(config.device))
     with (
         Journal(config.out, plan, config, allow_failed=config.allow_failed, force=config.force) as journal,
-        progress("score", None, "groups") as bar,
+        progress("score", total, "groups", len(journal.offsets)) as bar,
     ):
         responses = 0
         for window in scoring.windows(journal.todo(chain([first], rows)), config.window):
