@@ -12,7 +12,6 @@ XWIN := $(VENV)/bin/xwin
 READY := $(VENV)/.ready
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.SECONDARY:
 .PHONY: help setup demo all test smoke lint types cases docs bench clean FORCE
 
 help: ## this list
@@ -63,7 +62,7 @@ clean: ## remove this recipe's run folder
 
 # ---------------------------------------------------------------- the recipe
 
-demo: all ## the whole recipe on a real 135M model: about half an hour on two cores
+demo: all ## the whole recipe on a real 135M model: about 40 minutes on two cores
 all: $(RUN)/report.html ## the whole recipe with your MODEL=, PROMPTS= and JUDGE=
 	@$(XWIN) report --data $(RUN) --text --out $<
 
