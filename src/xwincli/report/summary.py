@@ -60,9 +60,9 @@ def _shown(name: str, group: Group) -> str:
 
 
 def examples(evaluation: Evaluation, count: int = 3) -> str:
-    """A few prompts, each with the first answer of the baseline and of the model that wins most."""
+    """A few prompts, each with the first answer of the baseline and of the recipe's last model."""
     before, *others = evaluation.facts["models"]
-    after = max(others, key=lambda m: m["win_rate"]["value"])
+    after = others[-1]
     blocks = []
     for p in spread_out(evaluation.prompts, count):
         groups = [(m["name"], evaluation.groups[m["name"]][p]) for m in (before, after)]
