@@ -52,11 +52,12 @@ class Progress:
         if is_main() and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn
+            from rich.table import Column
 
             self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.fields[line]}"),
+                TextColumn("{task.description}", table_column=Column(no_wrap=True, min_width=len(name))),
+                BarColumn(bar_width=16, table_column=Column(min_width=16)),
+                TextColumn("{task.fields[line]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
                 console=Console(stderr=True),
                 transient=True,
             )
