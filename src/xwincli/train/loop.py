@@ -119,16 +119,9 @@ def fit(
             begun = time.monotonic()
             members = [i for row in steps[step] for i in row]
             count = sum(units[i] for i in members)
-            sums: dict[str, float] = {}
-            for row in steps[step]:
-                with place.autocast():
-                    loss, more = objective(row)
-                (loss / count).backward()
-                for key, value in {"loss": loss.item(), **more}.items():
-                    sums[key] = sums.get(key, 0.0) + value
+            means = _accumulate(steps[step], objective, count, place)
             share = learning_rate(config, step, len(steps))
             norm = update(opt, config, share, f"step {step + 1}")
-            means = {k: v / count for k, v in sums.items()}
             seconds = time.monotonic() - begun
             tokens = sum(lengths[i] for i in members)
             folder.log(
@@ -147,6 +140,18 @@ def fit(
                 saved = time.monotonic()
             if stopped():
                 raise KeyboardInterrupt
+
+
+def _accumulate(rows: list[list[int]], objective: Objective, count: int, place: Place) -> dict[str, float]:
+    """Gradients of all rows of a step, divided once by its count; returns the loss and reports as means."""
+    sums: dict[str, float] = {}
+    for row in rows:
+        with place.autocast():
+            loss, more = objective(row)
+        (loss / count).backward()
+        for key, value in {"loss": loss.item(), **more}.items():
+            sums[key] = sums.get(key, 0.0) + value
+    return {k: v / count for k, v in sums.items()}
 
 
 def _state(parameters: Parameters, opt: torch.optim.AdamW) -> dict[str, Any]:
