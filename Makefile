@@ -39,7 +39,7 @@ $(READY): constraints.txt pyproject.toml
 test: lint types $(READY) ## everything that must hold: lint, types, unit tests, smoke
 	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile
 
-smoke: $(READY) ## every stage through the real command line on a micro model, a few minutes
+smoke: $(READY) ## every stage through the real command line on a micro model, under a minute
 	$(VENV)/bin/python -m pytest tests/smoke
 
 lint: $(READY) ## ruff

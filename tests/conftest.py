@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -26,11 +25,11 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def xwin(tmp_path: Path):
     """Run ``xwin …`` as a process in a fresh folder: ``xwin("sample", "--n", 2, stdin=…)``."""
+    import process
 
     def call(*args: object, stdin: str | None = None, code: int = 0, cwd: Path = tmp_path):
-        command = [sys.executable, "-m", "xwincli", *map(str, args)]
-        done = subprocess.run(command, input=stdin, capture_output=True, text=True, cwd=cwd, timeout=250)
-        assert done.returncode == code, f"{command} -> {done.returncode}\n{done.stderr[-4000:]}"
+        done = process.run(args, cwd, stdin)
+        assert done.returncode == code, f"{done.args} -> {done.returncode}\n{done.stderr[-4000:]}"
         return done
 
     return call

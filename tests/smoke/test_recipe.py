@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import micro
+import process
 
 TRAIN = ("--batch", 8, "--lr", "1e-3")
 DEMO = Path(__file__).parents[2] / "examples" / "demo"
@@ -28,9 +29,8 @@ def run(tmp_path_factory: pytest.TempPathFactory):
         (folder / f"{split}.jsonl").write_text("".join(rows))
 
     def xwin(*args: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "xwincli", *map(str, args)]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=200)
-        assert done.returncode == code, f"{command}: {done.stderr[-3000:]}"
+        done = process.run(args, folder)
+        assert done.returncode == code, f"{done.args}: {done.stderr[-3000:]}"
         return done
 
     xwin.folder = folder  # type: ignore[attr-defined]
@@ -111,7 +111,7 @@ def test_a_pipe_equals_the_files(run):
 @pytest.mark.parametrize(
     "args",
     [
-        ("sample", "--model", "base", "--data", "pair.jsonl", "--n", 8, "--max-tokens", 96, "--rows", 2),
+        ("sample", "--model", "base", "--data", "pair.jsonl", "--n", 6, "--max-tokens", 32, "--rows", 2),
         ("judge", "--data", "many.jsonl", "--pairs", "all"),
     ],
     ids=["sample", "judge"],
@@ -121,18 +121,19 @@ def test_kill_9_and_the_same_command_again(run, args):
     f = run.folder
     if not (f / "many.jsonl").exists():
         group = rows(f / "pairs.jsonl")[0]
-        lines = [json.dumps({**group, "id": str(i), "category": str(i)}) for i in range(4000)]
+        lines = [json.dumps({**group, "id": str(i), "category": str(i)}) for i in range(2000)]
         (f / "many.jsonl").write_text("\n".join(lines) + "\n")
     run(*args, "--out", "whole.jsonl", "--force")
-    command = [sys.executable, "-m", "xwincli", *map(str, args), "--out", "killed.jsonl"]
     for name in ("killed.jsonl", "killed.jsonl.xwin.json"):
         (f / name).unlink(missing_ok=True)
-    process = subprocess.Popen(command, cwd=f, stderr=subprocess.DEVNULL)
+    null = Path(os.devnull)
+    stage = process.start((*args, "--out", "killed.jsonl"), f, null, null, null)
     journal = f / "killed.jsonl.partial"
-    while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") > 3):
+    while stage.is_alive() and not (journal.exists() and journal.read_bytes().count(b"\n") > 3):
         time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "it was over before the kill"
+    stage.kill()
+    stage.join()
+    assert stage.exitcode == -signal.SIGKILL, "it was over before the kill"
     assert not (f / "killed.jsonl").exists()
     assert "going on after" in run(*args, "--out", "killed.jsonl").stderr
     whole, killed = rows(f / "whole.jsonl"), rows(f / "killed.jsonl")
