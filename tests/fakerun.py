@@ -69,9 +69,7 @@ def stage(out: Path, name: str, inputs: list[Path | str], seconds: float, **fact
     manifest.write(out, plan, Config(), started=time.time() - seconds, machine=machine, **facts)
 
 
-def train(
-    out: Path, name: str, inputs: list[Path | str], seconds: float, figures: dict[str, Any], steps: int
-) -> None:
+def train(out: Path, name: str, inputs: list[Path | str], seconds: float, figures: dict[str, Any], steps: int) -> None:
     """A model folder with curves; ``figures`` maps a name to a function of the step."""
     out.mkdir(parents=True)
     rows = [{"step": s, **{k: f(s) for k, f in figures.items()}} for s in range(1, steps + 1)]
@@ -112,7 +110,5 @@ def make(folder: Path, *, prompts: int = 24, n: int = 8) -> Path:
         model = base if name == "base" else path(name)
         stage(path(f"eval-{name}.jsonl"), "sample", ["prompts/eval.jsonl", model], 18)
         answers.append(str(path(f"eval-{name}.jsonl")))
-    eval_compare.run(
-        eval_compare.Config(files=answers, out=str(path("eval")), names=[",".join(SKILL)], rounds=200)
-    )
+    eval_compare.run(eval_compare.Config(files=answers, out=str(path("eval")), names=[",".join(SKILL)], rounds=200))
     return folder

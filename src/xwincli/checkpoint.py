@@ -144,9 +144,7 @@ def _words(folder: Path, config: Facts, problems: list[str]) -> Facts:
     }
 
 
-def _check_reward(
-    folder: Path, config: Facts, facts: Facts, tensors: dict[str, Facts], problems: list[str]
-) -> None:
+def _check_reward(folder: Path, config: Facts, facts: Facts, tensors: dict[str, Facts], problems: list[str]) -> None:
     """What makes loaders read different scores off one reward model."""
     pad, eos = config.get("pad_token_id"), config.get("eos_token_id")
     if pad is None:

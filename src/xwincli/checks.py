@@ -82,9 +82,7 @@ class Kind:
 KINDS: dict[str, Kind] = {
     "max_words": Kind(int, lambda n, t: len(words(t)) <= n, lambda n: f"at most {_plural(n, 'word')}"),
     "min_words": Kind(int, lambda n, t: len(words(t)) >= n, lambda n: f"at least {_plural(n, 'word')}"),
-    "bullets": Kind(
-        int, lambda n, t: len(BULLET.findall(t)) == n, lambda n: f"exactly {_plural(n, 'bullet')}"
-    ),
+    "bullets": Kind(int, lambda n, t: len(BULLET.findall(t)) == n, lambda n: f"exactly {_plural(n, 'bullet')}"),
     "mentions": Kind(str, mentioned, lambda w: f"mentions {w!r}"),
     "avoids": Kind(str, lambda w, t: not mentioned(w, t), lambda w: f"avoids {w!r}"),
     "lower_case": Kind(bool, lambda _, t: t == t.lower(), lambda _: "all in lower case"),

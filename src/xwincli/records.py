@@ -67,13 +67,18 @@ class Response(msgspec.Struct, kw_only=True):
 
 
 class Group(Asked, kw_only=True):
-    """One prompt and all its responses. ``sampling`` says how they were drawn (and if ``unique``)."""
+    """One prompt and all its responses.
+
+    ``sampling`` says how they were drawn (and if ``unique``), ``scorers`` who gave each name in their scores:
+    "reward model NAME" or "judge NAME".
+    """
 
     kind: ClassVar[str] = "group"
     prompt_id: str = ""
     responses: list[Response]
     model: str | None = None
     sampling: dict[str, Any] | None = None
+    scorers: dict[str, str] | None = None
 
 
 class Game(msgspec.Struct, kw_only=True):
@@ -103,9 +108,11 @@ class Judgement(Asked, kw_only=True):
     def pair(self) -> Pair | None:
         """The preference this judgement states; None for a tie. A cut response says so in its message."""
         verdict = self.verdict()
-        if verdict == 0.5:
-            return None
-        chosen, rejected = (self.a, self.b) if verdict == 0 else (self.b, self.a)
+        return None if verdict == 0.5 else self.as_pair(swapped=verdict == 1)
+
+    def as_pair(self, *, swapped: bool = False) -> Pair:
+        """a as chosen and b as rejected, whatever the verdict; or the other way round."""
+        chosen, rejected = (self.b, self.a) if swapped else (self.a, self.b)
         fields = ("prompt", "prompt_id", "checks", "reference", "contexts", "category")
         carried = {k: getattr(self, k) for k in fields}
         return Pair(

@@ -30,9 +30,7 @@ def test_gathering_and_going_back_is_the_identity_and_finds_the_right_prompt(pro
     together = torch.cat([rows[g] for g in gathers])
     assert together[back].tolist() == rows.tolist()
     # the place a row is gathered to lies in its prompt's block, at its kv head
-    prompt = torch.cat([
-        torch.arange(a, b).repeat_interleave(heads * width) for a, b, width, _ in layout.tiles
-    ])
+    prompt = torch.cat([torch.arange(a, b).repeat_interleave(heads * width) for a, b, width, _ in layout.tiles])
     head = torch.cat([torch.arange(heads).repeat_interleave(width).repeat(b - a) for a, b, width, _ in layout.tiles])
     assert prompt[back].view(-1, heads).tolist() == [[p] * heads for p in prompt_of]
     assert head[back].view(-1, heads).tolist() == [list(range(heads))] * len(prompt_of)

@@ -11,8 +11,7 @@ from xwincli.report.collect import Artifact, link
 
 def made(*facts: tuple[str, list[str]]) -> list[Artifact]:
     artifacts = [
-        Artifact(path, {"stage": "s", "seconds": 3, "inputs": [{"path": i} for i in inputs]})
-        for path, inputs in facts
+        Artifact(path, {"stage": "s", "seconds": 3, "inputs": [{"path": i} for i in inputs]}) for path, inputs in facts
     ]
     link(artifacts)
     return artifacts

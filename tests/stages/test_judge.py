@@ -140,6 +140,7 @@ def test_rate_adds_a_score_and_keeps_everything_else(xwin, tmp_path):
         for r in row["responses"][1:]:
             assert r.pop("scores") == {}
     rows[0]["responses"][0].pop("scores")
+    assert [row.pop("scorers") for row in made] == [{"gold": "judge rules"}] * len(made)
     assert made == rows
     facts = manifest(tmp_path / "r.jsonl")
     assert facts["metrics"]["mean_rating"] == pytest.approx(sum(ratings) / 36, abs=1e-5)

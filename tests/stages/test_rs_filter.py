@@ -19,9 +19,7 @@ ASK = [{"role": "user", "content": "write about a fox ."}]
 
 
 def group(scores: list[float], name: str = "g", **texts: Any) -> Group:
-    made = [
-        Response(text=f"answer {i}", index=i, finish="stop", scores={"rm": s}) for i, s in enumerate(scores)
-    ]
+    made = [Response(text=f"answer {i}", index=i, finish="stop", scores={"rm": s}) for i, s in enumerate(scores)]
     return Group(id=name, prompt_id=f"p-{name}", prompt=ASK, responses=made, **texts)
 
 
@@ -75,9 +73,7 @@ def test_the_control_takes_as_many_from_the_same_pool(
 
 def test_the_control_is_random_over_prompts_and_seeds_and_near_the_mean() -> None:
     groups = [group([1, 2, 3, 4], name=str(i)) for i in range(800)]
-    picks, other = (
-        [chosen(g, emit="random", seed=seed)[0][0].extra["score"] for g in groups] for seed in (0, 1)
-    )
+    picks, other = ([chosen(g, emit="random", seed=seed)[0][0].extra["score"] for g in groups] for seed in (0, 1))
     assert statistics.fmean(picks) == pytest.approx(2.5, abs=0.15)
     assert picks != other
 

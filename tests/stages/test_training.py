@@ -124,7 +124,8 @@ def test_the_reward_model_learns_the_preference(policy, pairs, tmp_path, capsys)
     assert steps(out)[-1]["accuracy"] == 1.0
     assert "scores agree" in capsys.readouterr().err
     counts = manifest.read(out)["counts"]
-    assert counts["pairs"] + counts["held_out"] == len(WORDS)
+    assert counts["pairs"] == counts["prompts"]
+    assert counts["prompts"] + counts["held_out"] == len(WORDS)
 
 
 @pytest.mark.parametrize(
@@ -157,13 +158,72 @@ def test_ties_are_left_out_and_all_ties_refused(policy, tmp_path):
         tmp_path / "j.jsonl", [judgement((0, 0)), judgement((0, 1)), judgement((1, 1)), judgement((0.5, 0.5))]
     )
     out = run(train_rm, tmp_path / "rm", model=str(policy), data=[str(mixed)], valid=0.0)
-    assert manifest.read(out)["counts"] == {"pairs": 2, "held_out": 0, "ties": 2, "steps": 1}
+    assert manifest.read(out)["counts"] == {"prompts": 1, "pairs": 2, "held_out": 0, "ties": 2, "steps": 1}
+    soft = run(train_rm, tmp_path / "soft", model=str(policy), data=[str(mixed)], valid=0.0, soft=True)
+    assert manifest.read(soft)["counts"] == {"prompts": 1, "pairs": 4, "held_out": 0, "ties": 0, "steps": 1}
     ties = write(tmp_path / "t.jsonl", [judgement((0, 1))])
     with pytest.raises(XwinError, match="every one is a tie"):
         run(train_rm, tmp_path / "no", model=str(policy), data=[str(ties)])
-    groups = write(tmp_path / "g.jsonl", [{"prompt": "q", "completions": ["a", "b"]}])
-    with pytest.raises(XwinError, match="judgements or pairs"):
-        run(train_rm, tmp_path / "no", model=str(policy), data=[str(groups)])
+    talk = write(
+        tmp_path / "s.jsonl", [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}]
+    )
+    with pytest.raises(XwinError, match="takes judgements, pairs or rated groups"):
+        run(train_rm, tmp_path / "no", model=str(policy), data=[str(talk)])
+
+
+@pytest.fixture
+def rated(tmp_path: Path) -> Path:
+    """Groups of four responses rated by a judge, two of them alike."""
+    texts = lambda w: [f"the {w} shines .", f"a {w} .", "no no no", "no"]
+    rows = [
+        {
+            "kind": "group",
+            "prompt": [{"role": "user", "content": f"about {w} ?"}],
+            "responses": [
+                {"text": t, "index": i, "finish": "stop", "scores": {"gold": g}}
+                for i, (t, g) in enumerate(zip(texts(w), (9, 5, 1, 1), strict=True))
+            ],
+            "scorers": {"gold": "judge rules"},
+        }
+        for w in WORDS
+    ]
+    return write(tmp_path / "rated.jsonl", rows)
+
+
+@pytest.mark.parametrize("loss", ["bradley-terry", "plackett-luce"])
+def test_the_reward_model_learns_rated_groups(policy, rated, tmp_path, loss):
+    out = run(train_rm, tmp_path / "rm", model=str(policy), data=[str(rated)], epochs=8, valid=0.3, loss=loss)
+    made = manifest.read(out)
+    assert made["metrics"]["valid_accuracy"] == 1.0
+    assert made["counts"]["pairs"] == 5 * made["counts"]["prompts"]
+    assert made["counts"]["ties"] == len(WORDS)
+
+
+@pytest.mark.parametrize(
+    "option", [{"top": 1}, {"smoothing": 0.2}, {"margin": True}, {"loss": "bradley-terry"}], ids=lambda o: next(iter(o))
+)
+def test_every_option_about_groups_changes_the_scores(policy, rated, tmp_path, option):
+    base = {"loss": "plackett-luce"} if "top" in option or "loss" in option else {}
+    ids = torch.tensor([[5, 6, 7]])
+    scores = []
+    for name, more in (("a", {}), ("b", option)):
+        out = run(train_rm, tmp_path / name, model=str(policy), data=[str(rated)], **{**base, **more})
+        scores.append(AutoModelForSequenceClassification.from_pretrained(out).eval()(ids).logits.item())
+    assert scores[0] != scores[1]
+
+
+def test_a_reward_model_s_scores_are_refused(policy, rated, pairs, tmp_path):
+    rm = run(train_rm, tmp_path / "rm", model=str(policy), data=[str(pairs)])
+    scored = run(score, tmp_path / "scored.jsonl", rm=str(rm), data=[str(rated)])
+    with pytest.raises(XwinError, match="has the scores gold, rm"):
+        run(train_rm, tmp_path / "no", model=str(policy), data=[str(scored)])
+    with pytest.raises(XwinError, match="come from a reward model"):
+        run(train_rm, tmp_path / "no", model=str(policy), data=[str(scored)], scores="rm")
+    run(train_rm, tmp_path / "yes", model=str(policy), data=[str(scored)], scores="gold")
+    with pytest.raises(XwinError, match="plackett-luce needs rated groups"):
+        run(train_rm, tmp_path / "no", model=str(policy), data=[str(pairs)], loss="plackett-luce")
+    with pytest.raises(XwinError, match="are about pairs"):
+        run(train_rm, tmp_path / "no", model=str(policy), data=[str(rated)], loss="plackett-luce", soft=True)
 
 
 def test_dpo_starts_at_log_two_and_widens_the_margin(policy, pairs, tmp_path):

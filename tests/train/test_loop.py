@@ -10,22 +10,19 @@ import torch
 from xwincli import manifest, models, scoring, settings
 from xwincli.errors import XwinError
 from xwincli.rows import Branch
-from xwincli.train import folder, loop, losses, sft
-from xwincli.train.plan import plan
+from xwincli.train import folder, loop, sft
 
 BRANCHES = [Branch([], [[5 + (i * 7 + j) % 90 for j in range(4 + i % 5)]]) for i in range(10)]
 
 
 def train(policy, out, *, capacity=64, batch=4, stop_after=None, adapt=None):
     """Two epochs of finetuning on fixed rows; returns the trained weights."""
-    config = settings.Optim(lr=1e-2, batch=batch, epochs=2)
+    config = settings.Optim(lr=1e-2, batch=batch, epochs=2, max_tokens_per_row=capacity)
     run = folder.Folder(str(out), manifest.plan("sft", config, [str(policy)]), config)
     loaded = models.load_policy(str(policy), models.place(settings.Device(device="cpu", dtype="float32")), train=True)
     named = models.adapt(loaded, adapt or settings.Adapt())
     scoring.prepare(loaded)
-    lengths = [len(b) for b in BRANCHES]
-    steps = plan(lengths, batch=batch, capacity=capacity, epochs=2, seed=0)
-    compute = sft.objective(loaded, BRANCHES, losses.negative_log_likelihood)
+    compute = sft.objective(loaded, BRANCHES)
     calls = 0
 
     def objective(members):
@@ -35,9 +32,14 @@ def train(policy, out, *, capacity=64, batch=4, stop_after=None, adapt=None):
             raise KeyboardInterrupt
         return compute(members)
 
-    units = [sft.learned(b) for b in BRANCHES]
-    opt = loop.optimizer([(named, config.lr)], config)
-    loop.fit("sft", named, opt, steps, units, lengths, objective, config, run, loaded.place)
+    work = loop.Work(
+        name="sft",
+        weights=[(named, config.lr)],
+        objective=objective,
+        lengths=[len(b) for b in BRANCHES],
+        units=[sft.learned(b) for b in BRANCHES],
+    )
+    loop.fit(work, config, 0, run, loaded.place)
     run.finish(loaded)
     return {n: p.detach().clone() for n, p in loaded.model.named_parameters()}
 

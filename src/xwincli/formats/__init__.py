@@ -106,9 +106,7 @@ def read(
     return cast(Iterator[R], _records(data, kind, limit, as_format, checked))
 
 
-def read_any(
-    data: Sequence[str], *, limit: int = 0, as_format: str = "auto", checked: bool = True
-) -> Iterator[Record]:
+def read_any(data: Sequence[str], *, limit: int = 0, as_format: str = "auto", checked: bool = True) -> Iterator[Record]:
     """As ``read``, each file's records in the kind its format is made for."""
     return _records(data, None, limit, as_format, checked)
 

@@ -79,5 +79,3 @@ def _group_of(record: Conversation, named: bool) -> Group:
     group = Group(prompt_id=prompt_id(asked), prompt=asked, responses=[response], extra=record.extra)
     group.id = record.id if named else content_id(encode(group))
     return group
-
-

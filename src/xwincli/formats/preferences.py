@@ -68,9 +68,7 @@ def _preference(row: Row, where: str) -> Row:
     return {**kept, **split(chosen, rejected, where, ("chosen", "rejected"), row.get("prompt"))}
 
 
-def split(
-    chosen: list[Message], rejected: list[Message], where: str, names: tuple[str, str], given: Any = None
-) -> Row:
+def split(chosen: list[Message], rejected: list[Message], where: str, names: tuple[str, str], given: Any = None) -> Row:
     """A pair of conversations that differ in the last message, taken apart into prompt and two answers.
 
     Args:

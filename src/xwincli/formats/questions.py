@@ -47,6 +47,4 @@ FORMATS = (
         "a judge's verdicts are no rows to learn or sample from",
     ),
 )
-PLAIN = (
-    Format("plain text", ("text",), {}, "there is no question and no answer in it"),
-)
+PLAIN = (Format("plain text", ("text",), {}, "there is no question and no answer in it"),)

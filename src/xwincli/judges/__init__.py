@@ -66,9 +66,13 @@ class Rated(msgspec.Struct, kw_only=True):
 
 
 class Judge(Protocol):
-    """Compares answers. One verdict an item, in order; a judge need not be sure of itself, nor unbiased."""
+    """Compares answers. One verdict an item, in order; a judge need not be sure of itself, nor unbiased.
+
+    ``scorer`` is what a group notes about who gave its scores: "judge NAME" or "reward model NAME".
+    """
 
     name: str
+    scorer: str
 
     def verdicts(self, items: Sequence[Item]) -> Iterator[Verdict]:
         """One verdict for each item, in the items' order."""

@@ -29,6 +29,7 @@ class Reward:
 
     def __init__(self, loaded: Any, name: str) -> None:
         self.loaded, self.name = loaded, name
+        self.scorer = "reward model " + name.removeprefix("reward:")
 
     def _score(self, answers: Sequence[Answer]) -> dict[Key, float]:
         """Rewards of all distinct answers: each prompt goes in once with its answers, each answer once."""

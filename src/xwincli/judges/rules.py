@@ -63,12 +63,9 @@ _DECLINES = re.compile(
 )
 _STUTTER = re.compile(r"\b(\w+)(?:\W+\1\b){2}")
 _QUOTED = re.compile(r"[\"“]([^\"”]+)[\"”]")
-_DANGLING = re.compile(
-    r"(?:[,:;(\-–]|\b(?:a|an|the|and|or|of|to|with|for|in|is|are|because|that))\s*$", re.IGNORECASE
-)
+_DANGLING = re.compile(r"(?:[,:;(\-–]|\b(?:a|an|the|and|or|of|to|with|for|in|is|are|because|that))\s*$", re.IGNORECASE)
 _SCRIPTS = tuple(
-    re.compile(f"[{span}]")
-    for span in ("A-Za-zÀ-ɏ", "Ͱ-Ͽ", "Ѐ-ӿ", "֐-׿", "؀-ۿ", "ऀ-ॿ", "฀-๿", "぀-ヿ㐀-鿿", "가-힣")
+    re.compile(f"[{span}]") for span in ("A-Za-zÀ-ɏ", "Ͱ-Ͽ", "Ѐ-ӿ", "֐-׿", "؀-ۿ", "ऀ-ॿ", "฀-๿", "぀-ヿ㐀-鿿", "가-힣")
 )
 
 
@@ -200,9 +197,7 @@ def _assess(asked_text: str, last: str, text: str, finish: str | None, checks_js
     return Assessment(round(rating, 3), _sentence(rating, met, missed, ended, topic, found))
 
 
-def _sentence(
-    rating: float, met: list[Check], missed: list[Check], ended: bool, topic: float, found: list[str]
-) -> str:
+def _sentence(rating: float, met: list[Check], missed: list[Check], ended: bool, topic: float, found: list[str]) -> str:
     """``rated 5: meets …; misses …; on topic, ended by itself; but repeats itself``."""
     parts = [f"meets {', '.join(map(describe, met))}"] if met else []
     parts += [f"misses {', '.join(map(describe, missed))}"] if missed else []
@@ -234,6 +229,7 @@ class Rules:
     """The rules as a judge; if asked, with human weaknesses: noisy readings, a liking for the first."""
 
     name = "rules"
+    scorer = "judge rules"
 
     def __init__(self, noise: float = 0.0, position_bias: float = 0.0, seed: int = 0) -> None:
         self.noise, self.position_bias, self.seed = noise, position_bias, seed

@@ -191,9 +191,7 @@ def _curve(groups: Sequence[Group], proxy: str, count: Count) -> list[dict[str, 
     return points
 
 
-def standing(
-    entry: Entry, prompts: Sequence[str], count: Count, proxies: Sequence[str] = ("rm",)
-) -> dict[str, Any]:
+def standing(entry: Entry, prompts: Sequence[str], count: Count, proxies: Sequence[str] = ("rm",)) -> dict[str, Any]:
     """One model by itself: quality, spread, ends and lengths, each a mean over prompts with its interval.
 
     Args:

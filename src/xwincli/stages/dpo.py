@@ -36,33 +36,31 @@ class Config(settings.Run):
 
 def run(config: Config) -> None:
     """Train and save."""
-    plan_ = manifest.plan("dpo", config, [*config.data, config.model])
-    if manifest.skip_if_current(config.out, plan_, config.force):
+    plan = manifest.plan("dpo", config, [*config.data, config.model])
+    if manifest.skip_if_current(config.out, plan, config.force):
         return
     rows = list(formats.read(config.data, Pair, limit=config.limit))
     from xwincli import models, scoring
-    from xwincli.train import folder, loop, pairs
-    from xwincli.train.plan import plan
+    from xwincli.train import dpo, folder, loop
 
-    run_folder = folder.Folder(config.out, plan_, config, force=config.force)
+    run_folder = folder.Folder(config.out, plan, config, force=config.force)
     loaded = models.load_policy(config.model, models.place(config.device), train=True)
     kept = [r for r in rows if r.chosen[-1]["content"] != r.rejected[-1]["content"]]
     if len(kept) < len(rows):
         warn(f"{len(rows) - len(kept)} pairs have the same chosen and rejected text and are left out")
-    branches = [pairs.as_branch(loaded, row, tail=False) for row in kept]
+    branches = [dpo.as_branch(loaded, row) for row in kept]
     branches = [b for b in branches if len(b.prompt) + max(map(len, b.responses)) <= config.max_length]
     if not branches:
         raise XwinError("no pair is left to train on", "see --max-length, and `xwin check` on the data")
-    capacity = config.optim.max_tokens_per_row
     say(f"reference log-probabilities of {len(branches)} pairs")
-    reference = scoring.logprobs(loaded, branches, capacity)
-    parameters = models.adapt(loaded, config.adapt)
-    lengths = [len(b) for b in branches]
-    optim = config.optim
-    steps = plan(lengths, batch=optim.batch, capacity=capacity, epochs=optim.epochs, seed=config.seed)
-    opt = loop.optimizer([(parameters, optim.lr)], optim)
-    objective = pairs.dpo_objective(loaded, branches, reference, config.beta)
-    ones = [1] * len(branches)
-    loop.fit("dpo", parameters, opt, steps, ones, lengths, objective, optim, run_folder, loaded.place)
-    run_folder.counts = {"in": len(rows), "pairs": len(branches), "steps": len(steps)}
+    reference = scoring.logprobs(loaded, branches, config.optim.max_tokens_per_row)
+    work = loop.Work(
+        name="dpo",
+        weights=[(models.adapt(loaded, config.adapt), config.optim.lr)],
+        objective=dpo.objective(loaded, branches, reference, config.beta),
+        lengths=[len(b) for b in branches],
+        units=[1] * len(branches),
+    )
+    steps = loop.fit(work, config.optim, config.seed, run_folder, loaded.place)
+    run_folder.counts = {"in": len(rows), "pairs": len(branches), "steps": steps}
     run_folder.finish(loaded, keep_adapter=config.adapt.keep_adapter)

@@ -106,6 +106,7 @@ def rate(judge: Judge, rows: Sequence[Group], name: str) -> list[list[Group]]:
     for row in rows:
         for r in row.responses:
             r.scores[name] = rated[(row.id, r.text, r.finish)].rating
+        row.scorers = {**(row.scorers or {}), name: judge.scorer}
     return [[row] for row in rows]
 
 

@@ -66,6 +66,7 @@ def run(config: Config) -> None:
             for (key, row, _), scores in zip(fitting, scored, strict=True):
                 for response, score in zip(row.responses, scores, strict=True):
                     response.scores[config.name] = round(score, 6)
+                row.scorers = {**(row.scorers or {}), config.name: f"reward model {config.rm}"}
                 journal.add(key, [row])
                 responses += len(row.responses)
             bar.advance(len(window), note=f"{responses} responses")

@@ -34,34 +34,29 @@ class Config(settings.Run):
 
 def run(config: Config) -> None:
     """Train and save."""
-    plan_ = manifest.plan("sft", config, [*config.data, config.model])
-    if manifest.skip_if_current(config.out, plan_, config.force):
+    plan = manifest.plan("sft", config, [*config.data, config.model])
+    if manifest.skip_if_current(config.out, plan, config.force):
         return
     rows = list(formats.read(config.data, Conversation, limit=config.limit))
     from xwincli import chat, models, scoring
-    from xwincli.train import folder, loop, losses, sft
-    from xwincli.train.plan import plan
+    from xwincli.train import folder, loop, sft
 
-    run_folder = folder.Folder(config.out, plan_, config, force=config.force)
+    run_folder = folder.Folder(config.out, plan, config, force=config.force)
     template = chat.find_template(config.template) if config.template else ""
     loaded = models.load_policy(config.model, models.place(config.device), train=True, template=template)
     branches, dropped = _tokenise(rows, loaded, config)
     parameters = models.adapt(loaded, config.adapt)
     scoring.prepare(loaded)
-    lengths = [len(b) for b in branches]
-    steps = plan(
-        lengths,
-        batch=config.optim.batch,
-        capacity=config.optim.max_tokens_per_row,
-        epochs=config.optim.epochs,
-        seed=config.seed,
+    work = loop.Work(
+        name="sft",
+        weights=[(parameters, config.optim.lr)],
+        objective=sft.objective(loaded, branches),
+        lengths=[len(b) for b in branches],
+        units=[sft.learned(b) for b in branches],
     )
-    units = [sft.learned(b) for b in branches]
-    opt = loop.optimizer([(parameters, config.optim.lr)], config.optim)
-    objective = sft.objective(loaded, branches, losses.negative_log_likelihood)
-    say(f"{len(branches)} rows, {sum(units)} of {sum(lengths)} tokens learned, {len(steps)} steps")
-    loop.fit("sft", parameters, opt, steps, units, lengths, objective, config.optim, run_folder, loaded.place)
-    run_folder.counts = {"in": len(rows), "rows": len(branches), "dropped": dropped, "steps": len(steps)}
+    say(f"{len(branches)} rows, {sum(work.units)} of {sum(work.lengths)} tokens learned")
+    steps = loop.fit(work, config.optim, config.seed, run_folder, loaded.place)
+    run_folder.counts = {"in": len(rows), "rows": len(branches), "dropped": dropped, "steps": steps}
     run_folder.finish(loaded, keep_adapter=config.adapt.keep_adapter)
 
 

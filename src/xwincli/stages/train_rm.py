@@ -1,6 +1,8 @@
-"""Train a reward model on preferences (Bradley-Terry).
+"""Train a reward model on preferences (Bradley-Terry) or on rankings (Plackett-Luce).
 
-Data are judgements (ties are left out and counted) or pairs. The result opens with plain
+Data are judgements (ties are left out and counted, unless `--soft`), pairs, or groups rated by a judge
+(`xwin judge --rate`). All comparisons of one prompt are one element of the batch: its responses pass through the
+model once, and its loss is the mean of its comparisons. The result opens with plain
 ``AutoModelForSequenceClassification.from_pretrained`` and scores equally there, which is checked on saving.
 
     xwin train-rm --model sft --data judgements.jsonl --out rm
@@ -14,12 +16,13 @@ from typing import TYPE_CHECKING
 from xwincli import formats, manifest, settings
 from xwincli.console import say, warn
 from xwincli.errors import XwinError
-from xwincli.records import Judgement, Message, Pair, content_id
+from xwincli.records import content_id
 from xwincli.settings import flag, group
 
 if TYPE_CHECKING:
     from xwincli.models import Loaded
     from xwincli.rows import Branch
+    from xwincli.train.comparisons import Comparisons
 
 
 @dataclass(kw_only=True)
@@ -34,69 +37,87 @@ class Optim(settings.Optim):
 class Config(settings.Run):
     """Options of ``xwin train-rm``."""
 
-    data: list[str] = flag(["-"], "judgements or pairs: files, globs, hf:NAME, or -; repeatable")
+    data: list[str] = flag(["-"], "judgements, pairs or rated groups: files, globs, hf:NAME, or -; repeatable")
     model: str = flag(help="policy whose body the reward model starts from")
+    loss: str = flag("bradley-terry", "of pairs, or of whole rankings", choices=("bradley-terry", "plackett-luce"))
+    scores: str = flag("", "groups: which of their scores to learn from; not needed where there is one")
+    top: int = flag(0, "plackett-luce: places of the ranking that count; 0 is all", low=0)
     centring: float = flag(0.01, "weight of (r_c + r_r)^2, which keeps rewards around zero", low=0.0)
     margin: bool = flag(False, "use each pair's margin (score_chosen - score_rejected where none is given)")
+    soft: bool = flag(False, "judgements: learn the mean preference of both orders, ties included")
+    smoothing: float = flag(0.0, "share of the preferences taken to be wrong", low=0.0, high=0.49)
     valid: float = flag(0.1, "share of the prompts held out for the accuracy", low=0.0, high=0.9)
-    max_length: int = flag(4096, "drop (and count) pairs with a side of more tokens; nothing is cut", low=8)
+    max_length: int = flag(4096, "drop (and count) responses with more tokens; nothing is cut", low=8)
     optim: Optim = group(Optim)
 
 
 def run(config: Config) -> None:
     """Train, measure and save."""
-    plan_ = manifest.plan("train-rm", config, [*config.data, config.model])
-    if manifest.skip_if_current(config.out, plan_, config.force):
+    plan = manifest.plan("train-rm", config, [*config.data, config.model])
+    if manifest.skip_if_current(config.out, plan, config.force):
         return
-    pairs_, ties = _read(config)
+    items, ties = _read(config)
     from xwincli import models, scoring
-    from xwincli.train import folder, loop, pairs
-    from xwincli.train.plan import plan
+    from xwincli.train import folder, loop, rm
 
-    run_folder = folder.Folder(config.out, plan_, config, force=config.force)
+    run_folder = folder.Folder(config.out, plan, config, force=config.force)
     loaded = models.new_reward(config.model, models.place(config.device), config.seed)
-    pairs_, branches = _tokenise(pairs_, loaded, config)
-    held = [_held_out(p.prompt_id, config.valid) for p in pairs_]
-    learn = [i for i, out in enumerate(held) if not out]
+    items, branches = _tokenise(items, loaded, config)
+    held = [i for i, item in enumerate(items) if _held_out(item.prompt_id, config.valid)]
+    learn = [i for i in range(len(items)) if i not in set(held)]
     if not learn:
-        raise XwinError("no pair is left to train on", "see --max-length and --valid")
+        raise XwinError("no prompt is left to train on", "see --max-length and --valid")
     named = models.adapt(loaded, config.adapt)
     scoring.prepare(loaded)
-    optim, capacity = config.optim, config.optim.max_tokens_per_row
-    lengths = [len(branches[i]) for i in learn]
-    steps = plan(lengths, batch=optim.batch, capacity=capacity, epochs=optim.epochs, seed=config.seed)
-    margins = [_margin(pairs_[i]) if config.margin else 0.0 for i in learn]
-    objective = pairs.reward_objective(loaded, [branches[i] for i in learn], margins, config.centring)
     head = [(n, p) for n, p in named if "score" in n]
     body = [(n, p) for n, p in named if "score" not in n]
-    opt = loop.optimizer([(body, optim.lr), (head, optim.head_lr or optim.lr)], optim)
-    say(f"{len(learn)} pairs to learn, {len(held) - len(learn)} held out, {ties} ties left out, {len(steps)} steps")
-    loop.fit("train-rm", named, opt, steps, [1] * len(learn), lengths, objective, optim, run_folder, loaded.place)
-    valid = [i for i, out in enumerate(held) if out]
-    run_folder.metrics = _measure(loaded, [pairs_[i] for i in valid], capacity)
-    run_folder.counts = {"pairs": len(learn), "held_out": len(valid), "ties": ties, "steps": len(steps)}
-    probe = pairs_[:4]
-    ours = scoring.rewards(loaded, _items(probe), capacity)
+    taught = [branches[i] for i in learn]
+    work = loop.Work(
+        name="train-rm",
+        weights=[(body, config.optim.lr), (head, config.optim.head_lr or config.optim.lr)],
+        objective=rm.objective(
+            loaded,
+            taught,
+            [items[i] for i in learn],
+            centring=config.centring,
+            smoothing=config.smoothing,
+            ranking=config.loss == "plackett-luce",
+            top=config.top,
+        ),
+        lengths=[len(b) for b in taught],
+        units=[1] * len(taught),
+    )
+    counts = {"prompts": len(learn), "pairs": sum(len(items[i].games) for i in learn), "held_out": len(held)}
+    counts["ties"] = ties
+    say(
+        "{pairs} pairs of {prompts} prompts to learn, {held_out} prompts held out, {ties} ties left out".format(
+            **counts
+        )
+    )
+    steps = loop.fit(work, config.optim, config.seed, run_folder, loaded.place)
+    capacity = config.optim.max_tokens_per_row
+    run_folder.metrics = _measure(loaded, [items[i] for i in held], [branches[i] for i in held], capacity)
+    run_folder.counts = {**counts, "steps": steps}
+    ours = scoring.branch_rewards(loaded, branches[:4], capacity)
     run_folder.finish(loaded, keep_adapter=config.adapt.keep_adapter)
     if not config.adapt.keep_adapter:
-        _check_plain(config.out, loaded, probe, ours)
+        _check_plain(config.out, loaded, branches[:4], ours)
 
 
-def _read(config: Config) -> tuple[list[Pair], int]:
-    """Pairs from judgements or pairs, and how many ties were left out."""
-    pairs: list[Pair] = []
-    ties = 0
-    for row in formats.read_any(config.data, limit=config.limit):
-        pair = row.pair() if isinstance(row, Judgement) else row
-        if isinstance(pair, Pair) and pair.chosen[-1]["content"] != pair.rejected[-1]["content"]:
-            pairs.append(pair)
-        elif isinstance(row, Judgement | Pair):
-            ties += 1
-        else:
-            raise XwinError(f"{config.data[0]}: train-rm takes judgements or pairs, this is a {row.kind} line")
-    if not pairs:
-        raise XwinError(f"{', '.join(config.data)}: no preference in {ties} rows: every one is a tie")
-    return pairs, ties
+def _read(config: Config) -> tuple[list[Comparisons], int]:
+    """The preferences by prompt, and how many ties were left out."""
+    from xwincli.train.comparisons import gather
+
+    if config.loss == "plackett-luce" and (config.soft or config.margin or config.smoothing):
+        raise XwinError("--soft, --margin and --smoothing are about pairs", "leave them out with plackett-luce")
+    rows = formats.read_any(config.data, limit=config.limit)
+    source = ", ".join(config.data)
+    items, ties = gather(rows, source, soft=config.soft, margin=config.margin, scores=config.scores)
+    if not items:
+        raise XwinError(f"{source}: no preference in {ties} rows: every one is a tie")
+    if config.loss == "plackett-luce" and not all(item.ratings for item in items):
+        raise XwinError(f"{source}: plackett-luce needs rated groups, these are pairs", "xwin judge --rate gold")
+    return items, ties
 
 
 def _held_out(prompt_id: str, share: float) -> bool:
@@ -104,67 +125,59 @@ def _held_out(prompt_id: str, share: float) -> bool:
     return int(content_id("valid", prompt_id), 16) / 16**16 < share
 
 
-def _margin(pair: Pair) -> float:
-    if pair.margin is not None:
-        return pair.margin
-    if pair.score_chosen is None or pair.score_rejected is None:
-        raise XwinError(f"pair {pair.id}: --margin needs a margin or two scores")
-    return pair.score_chosen - pair.score_rejected
+def _tokenise(items: list[Comparisons], loaded: Loaded, config: Config) -> tuple[list[Comparisons], list[Branch]]:
+    """Every prompt's responses as ids; responses that are too long are dropped and counted."""
+    from xwincli.rows import Branch
+    from xwincli.scoring import branch
+
+    kept: list[Comparisons] = []
+    branches: list[Branch] = []
+    dropped = 0
+    for item in items:
+        ids = branch(loaded, (item.prompt, item.sides), tail=True)
+        long = {i for i, r in enumerate(ids.responses) if len(ids.prompt) + len(r) > config.max_length}
+        dropped += len(long)
+        if (item := item.without(long)).games:
+            kept.append(item)
+            branches.append(Branch(ids.prompt, [r for i, r in enumerate(ids.responses) if i not in long]))
+    if dropped:
+        warn(f"{dropped} responses have more than {config.max_length} tokens and are left out")
+    return kept, branches
 
 
-def _tokenise(rows: list[Pair], loaded: Loaded, config: Config) -> tuple[list[Pair], list[Branch]]:
-    from xwincli.train.pairs import as_branch
-
-    branches = [as_branch(loaded, row, tail=True) for row in rows]
-    fits = [len(b.prompt) + max(map(len, b.responses)) <= config.max_length for b in branches]
-    if not all(fits):
-        warn(f"{fits.count(False)} pairs have a side of more than {config.max_length} tokens and are left out")
-    return [r for r, ok in zip(rows, fits) if ok], [b for b, ok in zip(branches, fits) if ok]
-
-
-def _items(rows: list[Pair]) -> list[tuple[list[Message], list[tuple[str, bool]]]]:
-    """Pairs as ``scoring.rewards`` takes them: a prompt with its two answers."""
-    return [
-        (
-            [*row.prompt, *row.chosen[:-1]],
-            [(str(m["content"]), m.get("finish") != "length") for m in (row.chosen[-1], row.rejected[-1])],
-        )
-        for row in rows
-    ]
-
-
-def _measure(loaded: Loaded, rows: list[Pair], capacity: int) -> dict[str, float]:
-    """Accuracy on held-out prompts, beside that of a ruler that prefers the longer answer."""
-    if not rows:
+def _measure(loaded: Loaded, items: list[Comparisons], branches: list[Branch], capacity: int) -> dict[str, float]:
+    """Accuracy on held-out pairs, beside that of a ruler that prefers the longer answer."""
+    if not items:
         return {}
     from xwincli import scoring
 
-    scores = scoring.rewards(loaded, _items(rows), capacity)
-    right = sum(c > r for c, r in scores)
-    longer = sum(
-        0.5 if (d := len(row.chosen[-1]["content"]) - len(row.rejected[-1]["content"])) == 0 else d > 0 for row in rows
-    )
-    found = {"valid_accuracy": right / len(rows), "longer_is_better": longer / len(rows)}
+    right: list[float] = []
+    longer: list[float] = []
+    for item, scores in zip(items, scoring.branch_rewards(loaded, branches, capacity), strict=True):
+        for better, worse, chance, _ in item.games:
+            if chance == 0.5:
+                continue
+            sign = 1 if chance > 0.5 else -1
+            right.append(sign * (scores[better] - scores[worse]) > 0)
+            lead = sign * (len(item.sides[better][0]) - len(item.sides[worse][0]))
+            longer.append(0.5 if lead == 0 else lead > 0)
+    found = {"valid_accuracy": sum(right) / len(right), "longer_is_better": sum(longer) / len(longer)}
     ruler = f"the longer answer: {found['longer_is_better']:.3f}"
-    say(f"held-out accuracy {found['valid_accuracy']:.3f} on {len(rows)} pairs ({ruler})")
+    say(f"held-out accuracy {found['valid_accuracy']:.3f} on {len(right)} pairs of {len(items)} prompts ({ruler})")
     return found
 
 
-def _check_plain(out: str, loaded: Loaded, rows: list[Pair], ours: list[list[float]]) -> None:
+def _check_plain(out: str, loaded: Loaded, branches: list[Branch], ours: list[list[float]]) -> None:
     """The saved folder, opened by transformers alone, must score as we do."""
     import torch
     from transformers import AutoModelForSequenceClassification
 
     plain = AutoModelForSequenceClassification.from_pretrained(out, dtype=loaded.model.dtype).eval()
     worst = 0.0
-    for row, scores in zip(rows, ours):
-        for side, score in zip((row.chosen, row.rejected), scores):
-            ended = side[-1].get("finish") != "length"
-            prompt, answer = loaded.template.response_ids(
-                [*row.prompt, *side[:-1]], side[-1]["content"], ended, tail=True
-            )
+    for row, scores in zip(branches, ours, strict=True):
+        for response, score in zip(row.responses, scores, strict=True):
             with torch.no_grad(), loaded.place.autocast():
-                there = plain(torch.tensor([prompt + answer])).logits.item()
+                there = plain(torch.tensor([row.prompt + response])).logits.item()
             worst = max(worst, abs(there - score))
     tolerance = 1e-3 if loaded.place.dtype == torch.float32 else 0.2
     if worst > tolerance:

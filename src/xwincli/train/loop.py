@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from xwincli.errors import XwinError
 from xwincli.models import Place
 from xwincli.settings import Optim
 from xwincli.train.folder import Folder
-from xwincli.train.plan import Steps
+from xwincli.train.plan import plan
 
 SAVE_EVERY = 120.0  # seconds of work a kill may cost
 
@@ -86,40 +87,38 @@ def update(opt: torch.optim.Optimizer, config: Optim, share: float, what: str) -
     return norm
 
 
-def fit(
-    name: str,
-    parameters: Parameters,
-    opt: torch.optim.AdamW,
-    steps: Steps,
-    units: Sequence[int],
-    lengths: Sequence[int],
-    objective: Objective,
-    config: Optim,
-    folder: Folder,
-    place: Place,
-) -> None:
-    """Run every step of a plan.
+@dataclass(kw_only=True)
+class Work:
+    """What a training run does, over items numbered 0, 1, …
 
-    Args:
+    Attributes:
         name: the stage, for the progress line.
-        parameters: the weights that learn, by name (for the checkpoint).
-        opt: their optimiser.
-        steps: from ``plan``.
-        units: what each item counts in the loss's denominator (learned tokens, or 1 a pair).
-        lengths: tokens of each item, for the speed.
+        weights: what learns: named parameters, each list with its peak learning rate.
         objective: one row of items -> (loss summed over its units, further sums to report).
-        config: learning rate, clipping.
-        folder: takes metrics and checkpoints.
-        place: gives the autocast.
+        lengths: tokens of each item.
+        units: what each item counts in the loss's denominator (learned tokens, or 1 a pair or prompt).
     """
+
+    name: str
+    weights: list[tuple[Parameters, float]]
+    objective: Objective
+    lengths: Sequence[int]
+    units: Sequence[int]
+
+
+def fit(work: Work, config: Optim, seed: int, folder: Folder, place: Place) -> int:
+    """Plan the steps, run them all, with metrics and checkpoints in ``folder``; returns how many there were."""
+    lengths, units = work.lengths, work.units
+    steps = plan(lengths, batch=config.batch, capacity=config.max_tokens_per_row, epochs=config.epochs, seed=seed)
+    parameters = [named for some, _ in work.weights for named in some]
+    opt = optimizer(work.weights, config)
     start = _restore(folder, parameters, opt)
     saved = time.monotonic()
-    with progress(name, len(steps), "steps", start) as bar, between_steps() as stopped:
+    with progress(work.name, len(steps), "steps", start) as bar, between_steps() as stopped:
         for step in range(start, len(steps)):
             begun = time.monotonic()
             members = [i for row in steps[step] for i in row]
-            count = sum(units[i] for i in members)
-            means = _accumulate(steps[step], objective, count, place)
+            means = _accumulate(steps[step], work.objective, sum(units[i] for i in members), place)
             share = learning_rate(config, step, len(steps))
             norm = update(opt, config, share, f"step {step + 1}")
             seconds = time.monotonic() - begun
@@ -140,6 +139,7 @@ def fit(
                 saved = time.monotonic()
             if stopped():
                 raise KeyboardInterrupt
+    return len(steps)
 
 
 def _accumulate(rows: list[list[int]], objective: Objective, count: int, place: Place) -> dict[str, float]:

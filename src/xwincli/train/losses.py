@@ -1,4 +1,4 @@
-"""The losses, as sums over their unit (tokens, pairs): whoever calls divides once by the batch's count."""
+"""The losses, one value per target, pair or prompt: the objective sums them, the loop divides once."""
 
 from __future__ import annotations
 
@@ -7,31 +7,67 @@ from torch.nn.functional import logsigmoid
 
 
 def negative_log_likelihood(logprobs: torch.Tensor) -> torch.Tensor:
-    """Sum over targets of -log p; ``logprobs`` (N,). Unit: tokens."""
-    return -logprobs.sum()
+    """-log p of every target; ``logprobs`` (N,) -> (N,)."""
+    return -logprobs
+
+
+# -- reward models
 
 
 def bradley_terry(
-    chosen: torch.Tensor, rejected: torch.Tensor, margin: torch.Tensor | float = 0.0, centring: float = 0.0
+    lead: torch.Tensor, margin: torch.Tensor | float = 0.0, chance: torch.Tensor | float = 1.0
 ) -> torch.Tensor:
-    """Reward-model loss, summed over pairs: -log sigmoid(r_c - r_r - margin) + centring * (r_c + r_r)^2.
-
-    The centring term keeps rewards around zero (Eisenstein et al. 2023, arXiv 2312.09244). Unit: pairs.
+    """-p log sigmoid(d - m) - (1 - p) log sigmoid(m - d), per pair (Bradley & Terry 1952; Ouyang et al. 2022, eq. 1).
 
     Args:
-        chosen, rejected: rewards (P,).
-        margin: by how much the chosen should lead (P,) or one number (Llama 2, arXiv 2307.09288).
-        centring: weight of the centring term.
+        lead: d = r_chosen - r_rejected (P,).
+        margin: m, by how much the chosen should lead (P,) or one number (Llama 2, arXiv 2307.09288).
+        chance: p, how sure it is that the chosen is better (P,) or one number: soft labels, smoothing.
     """
-    return (-logsigmoid(chosen - rejected - margin) + centring * (chosen + rejected) ** 2).sum()
+    d = lead - margin
+    return -chance * logsigmoid(d) - (1 - chance) * logsigmoid(-d)
+
+
+def centring(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
+    """(r_c + r_r)^2 per pair, which keeps rewards around zero (Eisenstein et al. 2023, arXiv 2312.09244)."""
+    return (chosen + rejected) ** 2
+
+
+def plackett_luce(rewards: torch.Tensor, ratings: torch.Tensor, top: int = 0) -> torch.Tensor:
+    """-log chance that the rewards draw the responses of one prompt in the order of their ratings.
+
+    -sum_k [s_(k) - logsumexp_{j >= k} s_(j)] over the ranking, best first (Plackett 1975, Luce 1959); with two
+    responses it is Bradley-Terry. Equal ratings share their places evenly: at the l-th of m tied places the
+    tied ones count 1 - l/m in the denominator (Efron 1977, for the same likelihood in survival analysis).
+
+    Args:
+        rewards: s (K,).
+        ratings: by a judge (K,), higher is better.
+        top: look only at the best ``top`` places; 0 looks at all.
+    """
+    order = ratings.argsort(descending=True, stable=True)
+    s, g = rewards[order], ratings[order]
+    total = s.new_zeros(())
+    at, places = 0, top or len(s)
+    while at < min(places, len(s) - 1):
+        tied = int((g == g[at]).sum())
+        block = s[at : at + tied]
+        for i in range(min(tied, places - at)):
+            share = torch.full((tied,), (tied - i) / tied, dtype=s.dtype, device=s.device).log()
+            total = total + torch.cat((block + share, s[at + tied :])).logsumexp(0) - block.mean()
+        at += tied
+    return total
+
+
+# -- direct preference optimisation: h is how much more the policy than the reference prefers chosen to rejected,
+# [log pi - log ref](chosen) - [log pi - log ref](rejected), sums over response tokens, in nats
 
 
 def dpo_sigmoid(margin: torch.Tensor, beta: float) -> torch.Tensor:
-    """Direct preference optimisation, summed over pairs: -log sigmoid(beta * h) (arXiv 2305.18290, eq. 7).
+    """-log sigmoid(beta h) per pair (Rafailov et al. 2023, arXiv 2305.18290, eq. 7); log 2 at the first step.
 
     Args:
-        margin: h (P,), how much more the policy than the reference prefers chosen to rejected, in nats:
-            [log pi - log ref](chosen) - [log pi - log ref](rejected), sums over response tokens.
-        beta: strength of the tie to the reference. Unit: pairs.
+        margin: h (P,).
+        beta: strength of the tie to the reference.
     """
-    return -logsigmoid(beta * margin).sum()
+    return -logsigmoid(beta * margin)

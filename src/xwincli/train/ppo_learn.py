@@ -147,9 +147,7 @@ def shifted(raw: torch.Tensor, ended: torch.Tensor, options: Options, steering: 
     return raw + steering.shift - options.no_end_penalty * (~ended).double()
 
 
-def lesson(
-    reading: Reading, scores: torch.Tensor, lengths: list[int], options: Options, beta: float
-) -> Lesson:
+def lesson(reading: Reading, scores: torch.Tensor, lengths: list[int], options: Options, beta: float) -> Lesson:
     """Advantages and returns.
 
     With a critic: rewards per token (-beta * k1, the score at the end), whitened on request, generalised
@@ -182,9 +180,7 @@ def lesson(
 # -- learning
 
 
-def learn(
-    run: Run, updates: list[Update], lesson: Lesson, shares: Sequence[float], where: str
-) -> dict[str, float]:
+def learn(run: Run, updates: list[Update], lesson: Lesson, shares: Sequence[float], where: str) -> dict[str, float]:
     """Take every update of an iteration; returns the losses' figures, averaged over the updates.
 
     ``first_drift`` is the largest |log ratio| in the first update: 0 unless forwards disagree.
@@ -213,9 +209,7 @@ def learn(
     return {**found, "first_drift": drift}
 
 
-def backward(
-    options: Options, batch: Batch, forward: Forward, lesson: Lesson, count: int
-) -> dict[str, float]:
+def backward(options: Options, batch: Batch, forward: Forward, lesson: Lesson, count: int) -> dict[str, float]:
     """Add one row's gradients to its update's; all is divided by the update's ``count`` of tokens.
 
     Returns the row's part of the losses and of the shares the clips decided.

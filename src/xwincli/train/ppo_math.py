@@ -31,9 +31,7 @@ def pad(flat: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 # -- rewards and distance
 
 
-def token_rewards(
-    log_ratio: torch.Tensor, scores: torch.Tensor, mask: torch.Tensor, beta: float
-) -> torch.Tensor:
+def token_rewards(log_ratio: torch.Tensor, scores: torch.Tensor, mask: torch.Tensor, beta: float) -> torch.Tensor:
     """Reward (R, L) of every token: -beta * k1, and the score at the last one.
 
     Args:
@@ -80,9 +78,7 @@ def whiten(values: torch.Tensor, mask: torch.Tensor, *, shift_mean: bool = True)
     return (out if shift_mean else out + mean) * mask
 
 
-def gae(
-    rewards: torch.Tensor, values: torch.Tensor, gamma: float, lam: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def gae(rewards: torch.Tensor, values: torch.Tensor, gamma: float, lam: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Generalised advantage estimation, backwards (Schulman et al. 2015, arXiv 1506.02438, eq. 16).
 
     Args:

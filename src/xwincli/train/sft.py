@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from xwincli.models import Loaded
 from xwincli.rows import Branch, lay
 from xwincli.scoring import hidden, token_logprobs
+from xwincli.train import losses
 from xwincli.train.loop import Objective
 
 
@@ -18,11 +19,11 @@ def learned(branch: Branch) -> int:
     return sum(sum(m if branch.prompt else m[1:]) for m in marks)
 
 
-def objective(loaded: Loaded, branches: Sequence[Branch], loss: Callable[[torch.Tensor], torch.Tensor]) -> Objective:
-    """Rows of branch indices -> summed loss over their learned tokens."""
+def objective(loaded: Loaded, branches: Sequence[Branch]) -> Objective:
+    """Rows of branch indices -> negative log-likelihood summed over their learned tokens."""
 
     def compute(members: list[int]) -> tuple[torch.Tensor, dict[str, float]]:
         row = lay([branches[i] for i in members]).to(loaded.place.device)
-        return loss(token_logprobs(loaded, row, hidden(loaded, row))), {}
+        return losses.negative_log_likelihood(token_logprobs(loaded, row, hidden(loaded, row))).sum(), {}
 
     return compute

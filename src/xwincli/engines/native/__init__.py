@@ -53,9 +53,7 @@ class Native:
             else:
                 yield ask.key, [self._response(d, sampling) for d in drawn]
 
-    def draw(
-        self, asks: Iterable[Ask], sampling: Sampling, seed: int
-    ) -> Iterator[tuple[Ask, list[Drawn] | XwinError]]:
+    def draw(self, asks: Iterable[Ask], sampling: Sampling, seed: int) -> Iterator[tuple[Ask, list[Drawn] | XwinError]]:
         """The same as exact token ids, for callers who train on them: each ask with its responses by index."""
         refused: list[tuple[Ask, XwinError]] = []
         open_: dict[str, tuple[Ask, list[Drawn]]] = {}

@@ -105,9 +105,7 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, kind: Kind) -> Tensor:
     length, many = q.shape[2], q.shape[1] != k.shape[1]
     plain = not kind.softcap and not (kind.window and length > kind.window)
     if plain:
-        return nn.functional.scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=kind.scale, enable_gqa=many
-        )
+        return nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=kind.scale, enable_gqa=many)
     at = torch.arange(length, device=q.device)
     seen = at[None, :] <= at[:, None]
     if kind.window:
