@@ -97,6 +97,7 @@ class Work:
         objective: one row of items -> (loss summed over its units, further sums to report).
         lengths: tokens of each item.
         units: what each item counts in the loss's denominator (learned tokens, or 1 a pair or prompt).
+        watch: called after a step with its number (1-based) and figures; returns further figures to log.
     """
 
     name: str
@@ -104,6 +105,7 @@ class Work:
     objective: Objective
     lengths: Sequence[int]
     units: Sequence[int]
+    watch: Callable[[int, dict[str, float]], dict[str, float]] | None = None
 
 
 def fit(work: Work, config: Optim, seed: int, folder: Folder, place: Place) -> int:
@@ -123,16 +125,10 @@ def fit(work: Work, config: Optim, seed: int, folder: Folder, place: Place) -> i
             norm = update(opt, config, share, f"step {step + 1}")
             seconds = time.monotonic() - begun
             tokens = sum(lengths[i] for i in members)
-            folder.log(
-                {
-                    "step": step + 1,
-                    **means,
-                    "lr": config.lr * share,
-                    "grad_norm": norm,
-                    "tokens": tokens,
-                    "seconds": seconds,
-                }
-            )
+            figures = {**means, "lr": config.lr * share, "grad_norm": norm, "tokens": tokens, "seconds": seconds}
+            if work.watch:
+                figures |= work.watch(step + 1, figures)
+            folder.log({"step": step + 1, **figures})
             bar.advance(note=f"loss {means['loss']:.4f} · {tokens / seconds:.0f} tok/s")
             if stopped() or (time.monotonic() - saved > SAVE_EVERY and step + 1 < len(steps)):
                 folder.save_state(step + 1, _state(parameters, opt))
