@@ -6,15 +6,15 @@ JUDGE    ?= rules
 SEED     ?= 0
 
 DRAW     ?= --temperature 0.8 --max-tokens 48
-N_PAIR   ?= 4
-PAIRS    ?= 3
+N_PAIR   ?= 8
+PAIRS    ?= all
 N_SET    ?= 16
 N_EVAL   ?= 8
 
 TRAIN    ?= --train-top 15
-RM_ARGS  ?= --lr 3e-5 --head-lr 1e-3 --batch 16 --epochs 1
+RM_ARGS  ?= --lr 4e-5 --head-lr 1e-3 --batch 8 --epochs 1
 RS_TOP   ?= 2
-SFT_ARGS ?= --lr 4e-5 --batch 16 --epochs 2
+SFT_ARGS ?= --lr 6e-5 --batch 16 --epochs 1
 BETA     ?= 0.1
 DPO_ARGS ?= --lr 2.2e-5 --batch 16 --epochs 1
 PPO_ARGS ?= --advantage group --iterations 6 --prompts 16 --n 8 --ppo-epochs 1 --minibatch 4 \

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+from contextlib import redirect_stdout
 from importlib import import_module
 
 from xwincli import __version__
@@ -22,6 +23,7 @@ STAGES: dict[str, tuple[str, str]] = {
     "dpo": ("xwincli.stages.dpo", "pairs + policy -> policy (direct preference optimisation)"),
     "ppo": ("xwincli.stages.ppo", "prompts + policy + reward model -> policy"),
     "eval compare": ("xwincli.stages.eval_compare", "files of groups -> judgements, win rates, best-of-n, eval.json"),
+    "audit rm": ("xwincli.stages.audit_rm", "reward model + preferences -> accuracy beside a ruler, calibration"),
     "report": ("xwincli.stages.report", "manifests and records -> one self-contained HTML page"),
     "check": ("xwincli.stages.check", "what is this file or model, and is anything wrong with it?"),
     "convert": ("xwincli.stages.convert", "any known format -> canonical records; a .gguf -> a model folder"),
@@ -85,7 +87,8 @@ def main(argv: list[str] | None = None) -> None:
         module = import_module(STAGES[name][0])
         config = command(name, module.Config, module.__doc__ or "")(rest)
         if config is not None:
-            module.run(config)
+            with redirect_stdout(sys.stderr):  # what a library prints is for people
+                module.run(config)
         sys.stdout.flush()
     except XwinError as e:
         print(f"error: {e.message}", file=sys.stderr)

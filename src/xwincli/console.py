@@ -7,9 +7,14 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 PLAIN_EVERY = 5.0  # seconds between progress lines where stderr is not a terminal
+
+
+def stdout() -> TextIO:
+    """Standard output, for data alone: the command line turns ``sys.stdout`` to stderr, since libraries print."""
+    return sys.__stdout__ if sys.stdout is sys.stderr and sys.__stdout__ else sys.stdout
 
 
 def is_main() -> bool:

@@ -7,7 +7,6 @@ Rows that failed stand in ``x.failed.jsonl`` and are tried again by the next run
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import IO, Any, TypeVar
 import msgspec
 
 from xwincli import jsonl, manifest
-from xwincli.console import say, warn
+from xwincli.console import say, stdout, warn
 from xwincli.errors import FAILED_ROWS, XwinError
 from xwincli.records import Record, content_id, encode
 
@@ -156,8 +155,8 @@ class Journal:
     def _show(self) -> None:
         while self._shown < len(self.order) and self.order[self._shown] in self._held:
             for row in self._held.pop(self.order[self._shown]):
-                sys.stdout.write(jsonl.dumps(row) + "\n")
-            sys.stdout.flush()
+                stdout().write(jsonl.dumps(row) + "\n")
+            stdout().flush()
             self._shown += 1
 
     # -- the end

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import IO, Any
 import jsonlines
 import msgspec
 
-from xwincli import sources
+from xwincli import console, sources
 from xwincli.errors import XwinError
 from xwincli.records import Record, encode
 from xwincli.strict import Strict, explain, oddity, space
@@ -28,7 +27,7 @@ def dumps(value: Any) -> str:
 def writer(out: str) -> Iterator[jsonlines.Writer]:
     """Write records to a file that appears only if the block ends well, or to standard output (``-``)."""
     if out == "-":
-        yield jsonlines.Writer(sys.stdout, dumps=dumps, flush=True)
+        yield jsonlines.Writer(console.stdout(), dumps=dumps, flush=True)
         return
     with atomic(Path(out)) as f, jsonlines.Writer(f, dumps=dumps) as w:
         yield w

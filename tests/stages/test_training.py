@@ -220,8 +220,10 @@ def test_a_reward_model_s_scores_are_refused(policy, rated, pairs, tmp_path):
     with pytest.raises(XwinError, match="come from a reward model"):
         run(train_rm, tmp_path / "no", model=str(policy), data=[str(scored)], scores="rm")
     run(train_rm, tmp_path / "yes", model=str(policy), data=[str(scored)], scores="gold")
-    with pytest.raises(XwinError, match="plackett-luce needs rated groups"):
-        run(train_rm, tmp_path / "no", model=str(policy), data=[str(pairs)], loss="plackett-luce")
+    bare = [{k: v for k, v in json.loads(r).items() if "score" not in k} for r in pairs.read_text().splitlines()]
+    with pytest.raises(XwinError, match="plackett-luce needs a rating"):
+        data = write(tmp_path / "bare.jsonl", bare)
+        run(train_rm, tmp_path / "no", model=str(policy), data=[str(data)], loss="plackett-luce")
     with pytest.raises(XwinError, match="are about pairs"):
         run(train_rm, tmp_path / "no", model=str(policy), data=[str(rated)], loss="plackett-luce", soft=True)
 

@@ -63,6 +63,12 @@ class Run:
     page: Path | None = None
 
     @property
+    def audits(self) -> list[tuple[Artifact, dict[str, Any]]]:
+        """The artifacts that hold a reward model's audit, and the audit."""
+        found = ((a, (a.manifest.get("metrics") or {}).get("audit")) for a in self.artifacts)
+        return [(a, audit) for a, audit in found if isinstance(audit, dict)]
+
+    @property
     def main(self) -> Evaluation | None:
         """The evaluation of the most models; of equals the last by name."""
         return max(self.evaluations, key=lambda e: (len(e.models), e.path), default=None)

@@ -11,7 +11,7 @@ from typing import Any
 from xwincli import checks
 from xwincli.console import clock
 from xwincli.records import Group, Response
-from xwincli.report import graph, svg
+from xwincli.report import graph, reward_models, svg
 from xwincli.report.collect import Evaluation, Run
 from xwincli.report.summary import spread_out
 
@@ -236,6 +236,7 @@ def render(run: Run, title: str = "") -> str:
     flow = f'<div class="scroll">{graph.draw(run.artifacts)}</div>'
     sections.append(("made", "What was made from what", made, flow))
     sections.append(("training", "Training", "Every logged figure over the steps of each run.", curves(run)))
+    sections.append(("rewards", "Reward models", reward_models.ABOUT, reward_models.section(run.audits)))
     if main := run.main:
         about = "Expected rating of the answer picked among n samples (unbiased); bands are 95 % intervals."
         sections.append(("best", "Best of n", about, best_of_n(main)))

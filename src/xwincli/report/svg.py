@@ -95,7 +95,7 @@ def _axes(f: Frame, xs: Ticks, ys: Sequence[float], title: str, x_name: str) -> 
     for x, label in xs:
         parts.append(text(f.px(x), floor + 14, label, "middle"))
     if x_name:
-        parts.append(text(right, f.height - 2, x_name, "end"))
+        parts.append(text(right, f.height - 3, x_name, "end"))
     return parts
 
 
@@ -132,9 +132,66 @@ def lines(
     return picture(width, height, parts, title)
 
 
-def _dot(x: float, y: float, colour: int, tip: str) -> str:
-    circle = f'<circle class="dot c{colour % COLOURS}" cx="{x}" cy="{y}" r="3">'
+def _dot(x: float, y: float, colour: int, tip: str, radius: float = 3) -> str:
+    circle = f'<circle class="dot c{colour % COLOURS}" cx="{x}" cy="{y}" r="{radius:g}">'
     return f"{circle}<title>{escape(tip)}</title></circle>"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A value with its interval (None where unknown) at a place of the x axis; ``tip`` is told to a pointer."""
+
+    x: float
+    value: float
+    low: float | None = None
+    high: float | None = None
+    colour: int = 1
+    tip: str = ""
+
+
+def points(
+    title: str,
+    drawn: Sequence[Point],
+    *,
+    x: tuple[float, float],
+    x_marks: Ticks,
+    notes: Ticks = (),
+    y: tuple[float, float] = (0, 1),
+    guide: Sequence[tuple[float, float]] = (),
+    counts: Sequence[tuple[float, float, float]] = (),
+    x_name: str = "",
+    width: float = 480,
+    height: float = 260,
+) -> str:
+    """Values as dots on their intervals.
+
+    Args:
+        title: stands above.
+        drawn: the dots; none makes no picture.
+        x, y: bounds of the axes.
+        x_marks: (place, label) below the axis, ``notes`` the same in a second line.
+        guide: a dotted line to compare with.
+        counts: (from, to, share of the tallest, 0..1) of pale bars on the floor: how many there are of each.
+        x_name: the x axis's name.
+        width, height: in pixels.
+    """
+    if not drawn:
+        return ""
+    f = Frame(x, y, width, height, bottom=20 + (13 if notes else 0) + (15 if x_name else 0))
+    parts = _axes(f, x_marks, [t for t in ticks(*y, 5) if y[0] <= t <= y[1]], title, x_name)
+    floor = height - f.bottom
+    parts += [text(f.px(at), floor + 27, words, "middle", "note") for at, words in notes]
+    for start, end, share in counts:
+        tall = share * 0.18 * (floor - f.top)
+        parts.append(_rect(f.px(start) + 1, round(floor - tall, 1), f.px(end) - f.px(start) - 2, tall, 0, "pale"))
+    if guide:
+        parts.append(f'<path class="mean" fill="none" d="{f.path(guide)}"/>')
+    for p in drawn:
+        if p.low is not None and p.high is not None:
+            span = f"M{f.px(p.x)} {f.py(p.low)}V{f.py(p.high)}"
+            parts.append(f'<path class="curve span c{p.colour % COLOURS}" d="{span}"/>')
+        parts.append(_dot(f.px(p.x), f.py(p.value), p.colour, p.tip, 4))
+    return picture(width, height, parts, title)
 
 
 def _whole_ticks(xs: Sequence[float]) -> list[tuple[float, str]]:
@@ -184,9 +241,9 @@ def histogram(
     return picture(width, height, parts, title)
 
 
-def _rect(x: float, y: float, width: float, height: float, colour: int) -> str:
+def _rect(x: float, y: float, width: float, height: float, colour: int, kind: str = "bar") -> str:
     area = f'x="{x:g}" y="{y:g}" width="{width:.1f}" height="{height:.1f}"'
-    return f'<rect class="bar c{colour % COLOURS}" {area}/>'
+    return f'<rect class="{kind} c{colour % COLOURS}" {area}/>'
 
 
 def interval(

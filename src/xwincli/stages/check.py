@@ -11,7 +11,6 @@ The exit code is 1 if there is any problem.
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from statistics import mean, median
 from typing import Any
 
 from xwincli import checkpoint, formats, jsonl, sources
-from xwincli.console import say
+from xwincli.console import say, stdout
 from xwincli.errors import USAGE, XwinError
 from xwincli.records import Asked, Conversation, Group, Pair, Record, content_id, encode
 from xwincli.settings import flag
@@ -51,7 +50,7 @@ def run(config: Config) -> None:
         reports = [_file(name, config, template) for name in sources.expand(config.data)]
     if config.json:
         body = reports[0] if config.model else {"files": reports}
-        sys.stdout.write(jsonl.dumps(body) + "\n")
+        stdout().write(jsonl.dumps(body) + "\n")
     else:
         for report in reports:
             _show(report)

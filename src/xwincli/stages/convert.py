@@ -20,7 +20,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from xwincli import formats, jsonl, manifest, settings, sources
-from xwincli.console import say
+from xwincli.console import say, stdout
 from xwincli.errors import USAGE, XwinError
 from xwincli.formats.export import ARRAYS, TARGETS, export
 from xwincli.records import KINDS, Asked, Record, content_id, prompt_id
@@ -134,9 +134,7 @@ def _shares(text: str) -> dict[str, float]:
 
 def _write_array(out: str, rows: Iterable[dict[str, object]]) -> None:
     """One JSON array, a row on each line."""
-    import sys
-
-    with nullcontext(sys.stdout) if out == "-" else jsonl.atomic(Path(out)) as f:
+    with nullcontext(stdout()) if out == "-" else jsonl.atomic(Path(out)) as f:
         f.write("[")
         for i, row in enumerate(rows):
             f.write((",\n" if i else "\n") + jsonl.dumps(row))

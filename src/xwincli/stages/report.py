@@ -7,13 +7,12 @@ scores, a dozen prompts with every model's answer, and where the time went. The 
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from xwincli import jsonl, manifest
-from xwincli.console import say
+from xwincli.console import say, stdout
 from xwincli.settings import flag
 
 
@@ -34,7 +33,7 @@ def run(config: Config) -> None:
 
     folder, started = Path(config.data), time.time()
     if config.text:
-        print(summary.terminal(collect.collect(folder)))
+        stdout().write(summary.terminal(collect.collect(folder)) + "\n")
         return
     out = config.out or str(folder / "report.html")
     plan = manifest.plan("report", config, [str(p) for p in collect.manifests(folder)])
@@ -43,7 +42,7 @@ def run(config: Config) -> None:
     found = collect.collect(folder)
     html = page.render(found, config.title)
     if out == "-":
-        sys.stdout.write(html)
+        stdout().write(html)
         return
     with jsonl.atomic(Path(out)) as f:
         f.write(html)

@@ -10,11 +10,13 @@ model once, and its loss is the mean of its comparisons. The result opens with p
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from xwincli import formats, manifest, settings
-from xwincli.console import say, warn
+from xwincli import formats, jsonl, manifest, settings
+from xwincli.console import is_main, say, warn
 from xwincli.errors import XwinError
 from xwincli.records import content_id
 from xwincli.settings import flag, group
@@ -96,7 +98,8 @@ def run(config: Config) -> None:
     )
     steps = loop.fit(work, config.optim, config.seed, run_folder, loaded.place)
     capacity = config.optim.max_tokens_per_row
-    run_folder.metrics = _measure(loaded, [items[i] for i in held], [branches[i] for i in held], capacity)
+    asked = [items[i] for i in held], [branches[i] for i in held]
+    run_folder.metrics = _measure(loaded, *asked, capacity, run_folder.part / "audit.json")
     run_folder.counts = {**counts, "steps": steps}
     ours = scoring.branch_rewards(loaded, branches[:4], capacity)
     run_folder.finish(loaded, keep_adapter=config.adapt.keep_adapter)
@@ -115,8 +118,8 @@ def _read(config: Config) -> tuple[list[Comparisons], int]:
     items, ties = gather(rows, source, soft=config.soft, margin=config.margin, scores=config.scores)
     if not items:
         raise XwinError(f"{source}: no preference in {ties} rows: every one is a tie")
-    if config.loss == "plackett-luce" and not all(item.ratings for item in items):
-        raise XwinError(f"{source}: plackett-luce needs rated groups, these are pairs", "xwin judge --rate gold")
+    if config.loss == "plackett-luce" and not all(len(item.marks) == len(item.sides) for item in items):
+        raise XwinError(f"{source}: plackett-luce needs a rating of every response", "xwin judge --rate gold")
     return items, ties
 
 
@@ -145,26 +148,26 @@ def _tokenise(items: list[Comparisons], loaded: Loaded, config: Config) -> tuple
     return kept, branches
 
 
-def _measure(loaded: Loaded, items: list[Comparisons], branches: list[Branch], capacity: int) -> dict[str, float]:
-    """Accuracy on held-out pairs, beside that of a ruler that prefers the longer answer."""
+def _measure(
+    loaded: Loaded, items: list[Comparisons], branches: list[Branch], capacity: int, file: Path
+) -> dict[str, Any]:
+    """The audit on held-out pairs, written to ``file``; its accuracy and the ruler's stand first."""
     if not items:
         return {}
     from xwincli import scoring
+    from xwincli.metrics import rm_audit
+    from xwincli.report import reward_models
 
-    right: list[float] = []
-    longer: list[float] = []
-    for item, scores in zip(items, scoring.branch_rewards(loaded, branches, capacity), strict=True):
-        for better, worse, chance, _ in item.games:
-            if chance == 0.5:
-                continue
-            sign = 1 if chance > 0.5 else -1
-            right.append(sign * (scores[better] - scores[worse]) > 0)
-            lead = sign * (len(item.sides[better][0]) - len(item.sides[worse][0]))
-            longer.append(0.5 if lead == 0 else lead > 0)
-    found = {"valid_accuracy": sum(right) / len(right), "longer_is_better": sum(longer) / len(longer)}
-    ruler = f"the longer answer: {found['longer_is_better']:.3f}"
-    say(f"held-out accuracy {found['valid_accuracy']:.3f} on {len(right)} pairs of {len(items)} prompts ({ruler})")
-    return found
+    rewards = scoring.branch_rewards(loaded, branches, capacity)
+    audit = rm_audit.audit(items, rewards, [[len(r) for r in b.responses] for b in branches])
+    say(f"held out: {reward_models.text(audit)}")
+    for what, mend in reward_models.warnings(audit):
+        warn(f"{what}\n  hint: {mend}")
+    if is_main():
+        with jsonl.atomic(file) as f:
+            f.write(json.dumps(audit, indent=1) + "\n")
+    found = {"valid_accuracy": audit["accuracy"]["value"], "longer_is_better": audit["ruler"]["value"]}
+    return {**found, "audit": audit}
 
 
 def _check_plain(out: str, loaded: Loaded, branches: list[Branch], ours: list[list[float]]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import combinations
 
 from xwincli.errors import XwinError
 from xwincli.records import Group, Judgement, Message, Pair, Record, content_id
@@ -24,14 +25,16 @@ class Comparisons:
         prompt: the messages the responses answer.
         sides: the distinct responses.
         games: (better, worse, chance, margin): numbers of two sides, how sure it is, by how much it should lead.
-        ratings: a judge's rating per side, where the row was a rated group.
+        leads: per game by how much the judge rates the better side above the worse, None where no row says it.
+        marks: what a judge rates each side, by its number, as far as rows say it.
     """
 
     prompt_id: str
     prompt: list[Message]
     sides: list[Side] = field(default_factory=list)
     games: list[tuple[int, int, float, float]] = field(default_factory=list)
-    ratings: list[float] = field(default_factory=list)
+    leads: list[float | None] = field(default_factory=list)
+    marks: dict[int, float] = field(default_factory=dict)
 
     def number(self, side: Side) -> int:
         """The number of a response, which is taken in if it is new."""
@@ -43,8 +46,9 @@ class Comparisons:
         """The same without some responses and the comparisons they are in."""
         kept = [i for i in range(len(self.sides)) if i not in gone]
         games = [(kept.index(a), kept.index(b), p, m) for a, b, p, m in self.games if not {a, b} & gone]
-        ratings = [self.ratings[i] for i in kept] if self.ratings else []
-        return Comparisons(self.prompt_id, self.prompt, [self.sides[i] for i in kept], games, ratings)
+        leads = [lead for (a, b, *_), lead in zip(self.games, self.leads, strict=True) if not {a, b} & gone]
+        marks = {kept.index(i): mark for i, mark in self.marks.items() if i not in gone}
+        return Comparisons(self.prompt_id, self.prompt, [self.sides[i] for i in kept], games, leads, marks)
 
 
 def gather(
@@ -66,7 +70,7 @@ def gather(
             ties += _from_group(found, row, source, margin, scores)
             continue
         if not isinstance(row, Pair | Judgement):
-            message = f"{source}: train-rm takes judgements, pairs or rated groups, this is a {row.kind} line"
+            message = f"{source}: a reward model takes judgements, pairs or rated groups, this is a {row.kind} line"
             raise XwinError(message)
         ties += not _from_pair(found, row, soft, margin)
     return [c for c in found.values() if c.games], ties
@@ -95,15 +99,23 @@ def _from_pair(found: dict[str, Comparisons], row: Pair | Judgement, soft: bool,
         return False
     into = _of(found, pair.prompt_id, [*pair.prompt, *pair.chosen[:-1]])
     better, worse = into.number(_side(pair.chosen[-1])), into.number(_side(pair.rejected[-1]))
-    into.games.append((better, worse, chance, _margin(pair) if margin else 0.0))
+    lead = _lead(pair)
+    if margin and lead is None:
+        raise XwinError(f"pair {pair.id}: --margin needs a margin or two scores")
+    into.games.append((better, worse, chance, (lead or 0.0) if margin else 0.0))
+    into.leads.append(lead)
+    for side, score in ((better, pair.score_chosen), (worse, pair.score_rejected)):
+        if score is not None:
+            into.marks.setdefault(side, score)
     return True
 
 
-def _margin(pair: Pair) -> float:
+def _lead(pair: Pair) -> float | None:
+    """A pair's margin, else the difference of its scores, else None."""
     if pair.margin is not None:
         return pair.margin
     if pair.score_chosen is None or pair.score_rejected is None:
-        raise XwinError(f"pair {pair.id}: --margin needs a margin or two scores")
+        return None
     return pair.score_chosen - pair.score_rejected
 
 
@@ -114,20 +126,20 @@ def _from_group(found: dict[str, Comparisons], row: Group, source: str, margin: 
         message = f"{source}: group {row.id}: the scores {name!r} come from a {scorer}"
         raise XwinError(message, "a reward model must learn from a judge: xwin judge --rate gold")
     into = _of(found, row.prompt_id, row.prompt)
-    ratings = dict(zip(range(len(into.sides)), into.ratings))
+    ratings: dict[int, float] = {}
     for r in row.responses:
         if name not in r.scores:
             raise XwinError(f"{source}: group {row.id}: response {r.index} has no score {name!r}")
         ratings[into.number((r.text, r.finish != "length"))] = r.scores[name]
-    into.ratings = [ratings[i] for i in range(len(into.sides))]
+    into.marks |= ratings
     ties = 0
-    for a in range(len(into.sides)):
-        for b in range(a):
-            lead = into.ratings[a] - into.ratings[b]
-            ties += lead == 0
-            if lead:
-                better, worse = (a, b) if lead > 0 else (b, a)
-                into.games.append((better, worse, 1.0, abs(lead) if margin else 0.0))
+    for a, b in combinations(ratings, 2):
+        lead = ratings[a] - ratings[b]
+        ties += lead == 0
+        if lead:
+            better, worse = (a, b) if lead > 0 else (b, a)
+            into.games.append((better, worse, 1.0, abs(lead) if margin else 0.0))
+            into.leads.append(abs(lead))
     return ties
 
 

@@ -89,8 +89,9 @@ class Folder:
     def finish(self, loaded: models.Loaded, *, keep_adapter: bool = False) -> None:
         """Save the model, bring the metrics along, write the manifest, forget the checkpoint."""
         models.save(loaded, self.out, keep_adapter=keep_adapter)
-        if self._log_path.exists():
-            shutil.copy(self._log_path, self.out / "metrics.jsonl")
+        for name in ("metrics.jsonl", "audit.json"):
+            if (self.part / name).exists():
+                shutil.copy(self.part / name, self.out / name)
         manifest.write(
             self.out,
             self.plan,

@@ -51,7 +51,7 @@ def objective(
         if ranking:
             parts = rewards.split([len(items[i].sides) for i in members])
             for part, i in zip(parts, members, strict=True):
-                loss = loss + losses.plackett_luce(part, torch.tensor(items[i].ratings, device=part.device), top)
+                loss = loss + losses.plackett_luce(part, _ratings(items[i], part), top)
         lead, middle = (chosen - rejected).detach(), ((chosen + rejected) / 2).detach()
         return loss, {
             "accuracy": float(((lead > 0) * weight).sum()),
@@ -60,6 +60,10 @@ def objective(
         }
 
     return compute
+
+
+def _ratings(item: Comparisons, like: torch.Tensor) -> torch.Tensor:
+    return torch.tensor([item.marks[i] for i in range(len(item.sides))], device=like.device)
 
 
 def _games(items: Sequence[Comparisons], like: torch.Tensor) -> tuple[torch.Tensor, ...]:
