@@ -62,7 +62,7 @@ clean: ## remove this recipe's run folder
 
 # ---------------------------------------------------------------- the recipe
 
-demo: all ## the whole recipe on a real 135M model: 40 to 60 minutes on two cores
+demo: all ## the whole recipe on a real 135M model: about 40 minutes on two cores
 all: $(RUN)/report.html ## the whole recipe with your MODEL=, PROMPTS= and JUDGE=
 	@$(XWIN) report --data $(RUN) --text --out $<
 

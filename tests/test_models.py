@@ -93,3 +93,11 @@ def test_options_that_contradict_are_refused(policy, place):
         models.adapt(models.load_policy(str(policy), place), settings.Adapt(train_top=3))
     with pytest.raises(XwinError, match="--lora-r"):
         models.adapt(models.load_policy(str(policy), place), settings.Adapt(keep_adapter=True))
+
+
+def test_how_a_tokenizer_was_read_is_not_saved(policy, tmp_path):
+    """Saved folders must not differ by the reader's environment: their digests decide what is up to date."""
+    loaded = models.load_policy(str(policy), models.place(settings.Device(device="cpu", dtype="float32")))
+    loaded.tokenizer.init_kwargs["local_files_only"] = True
+    models.save(loaded, tmp_path / "out")
+    assert "local_files_only" not in (tmp_path / "out" / "tokenizer_config.json").read_text()

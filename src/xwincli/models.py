@@ -173,6 +173,7 @@ def load_policy(name: str, place: Place, *, train: bool = False, template: str =
             from peft import AutoPeftModelForCausalLM
 
             model = AutoPeftModelForCausalLM.from_pretrained(source, dtype=dtype).merge_and_unload()
+            model.requires_grad_(True)  # peft had frozen what is now an ordinary model
         else:
             model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **arguments)
     if arguments:
@@ -333,6 +334,7 @@ def save(loaded: Loaded, out: str | Path, *, keep_adapter: bool = False) -> None
                 loaded.model, loaded.adapter = loaded.adapter.merge_and_unload(), None
             _check_finite(loaded)
             loaded.model.save_pretrained(part)
+        loaded.tokenizer.init_kwargs.pop("local_files_only", None)  # says how it was read, not what it is
         loaded.tokenizer.save_pretrained(part)
         replace_folder(part, out)
     except OSError as e:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -159,22 +160,30 @@ def row_rewards(loaded: Loaded, row: Row, states: torch.Tensor) -> torch.Tensor:
 Item = tuple[Sequence[Message], Sequence[tuple[str, bool]]]  # prompt, its responses as (text, ended by itself)
 
 
-def branch(loaded: Loaded, item: Item, *, tail: bool) -> Branch:
-    """A prompt and its responses as ids. ``tail`` as in ``Template.response_ids``."""
+def branch(loaded: Loaded, item: Item, *, tail: bool, any_length: bool = False) -> Branch:
+    """A prompt and its responses as ids. ``tail`` as in ``Template.response_ids``.
+
+    Raises XwinError where one is longer than the model's context, unless ``any_length``.
+    """
     prompt, responses = item
     answers: list[list[int]] = []
     ids: list[int] = []
     for text, ended in responses:
         ids, answer = loaded.template.response_ids(prompt, text, ended, tail)
         answers.append(answer)
-    check_fits(loaded, max((len(ids) + len(a) for a in answers), default=0))
+    if not any_length:
+        check_fits(loaded, max((len(ids) + len(a) for a in answers), default=0))
     return Branch(ids, answers)
+
+
+def context(loaded: Loaded) -> int:
+    """How many tokens a sequence may have; a very large number where the model sets no limit."""
+    return getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
 
 
 def check_fits(loaded: Loaded, length: int) -> None:
     """Refuse a sequence longer than the model's context; nothing is ever cut to fit."""
-    limit = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    if limit and length > limit:
+    if length > (limit := context(loaded)):
         raise XwinError(f"a prompt with its response has {length} tokens, {loaded.name} takes {limit}")
 
 

@@ -103,6 +103,9 @@ class Run:
     out: str = flag(help="folder to make")
     seed: int = flag(0, "of shuffles and new weights")
     limit: int = flag(0, "use only the first rows; 0 uses all", low=0)
+    max_drop: float = flag(
+        1.0, "stop (exit 4) where a larger share of the rows is left out", execution=True, low=0.0, high=1.0
+    )
     force: bool = flag(False, "start anew even if the result or a checkpoint is there", execution=True)
     device: Device = group(Device)
     adapt: Adapt = group(Adapt)

@@ -65,3 +65,36 @@ def test_dpo_by_hand():
 
 def test_likelihood():
     assert losses.negative_log_likelihood(torch.tensor([-1.0, -2.5])).tolist() == [1, 2.5]
+
+
+H = torch.tensor([4.0, -2.0])
+SIG = lambda x: 1 / (1 + math.exp(-x))
+
+
+def test_conservative_dpo_by_hand():
+    got = losses.dpo_conservative(H, 0.5, 0.1).tolist()
+    expected = [-0.9 * math.log(SIG(2)) - 0.1 * math.log(SIG(-2)), -0.9 * math.log(SIG(-1)) - 0.1 * math.log(SIG(1))]
+    assert got == pytest.approx(expected, rel=1e-6)
+
+
+def test_robust_dpo_by_hand():
+    got = losses.dpo_robust(H, 0.5, 0.1).tolist()
+    expected = [
+        (-0.9 * math.log(SIG(2)) + 0.1 * math.log(SIG(-2))) / 0.8,
+        (-0.9 * math.log(SIG(-1)) + 0.1 * math.log(SIG(1))) / 0.8,
+    ]
+    assert got == pytest.approx(expected, rel=1e-6)
+
+
+def test_hinge_by_hand():
+    assert losses.dpo_hinge(H, 0.1).tolist() == pytest.approx([0.6, 1.2])
+    assert losses.dpo_hinge(H, 0.5).tolist() == pytest.approx([0.0, 2.0])
+
+
+def test_ipo_by_hand():
+    assert losses.dpo_ipo(H, 0.25).tolist() == pytest.approx([4.0, 16.0])  # 1 / (2 beta) is 2
+
+
+def test_simpo_by_hand():
+    lead = torch.tensor([0.5])
+    assert losses.simpo(lead, 2.0, 0.3).item() == pytest.approx(-math.log(SIG(0.7)), rel=1e-6)

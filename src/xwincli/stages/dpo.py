@@ -1,19 +1,30 @@
-"""Direct preference optimisation of a policy on pairs.
+"""Direct preference optimisation of a policy on pairs, with the losses of its family.
 
-The reference is the starting model; its log-probabilities are computed once, before the first step.
+The reference is the starting model, or `--reference-model`; its log-probabilities are computed once, before the
+first step, and no second model stays in memory. `--reference FILE` keeps them, so that a sweep over beta or losses
+computes them once: a file made of other pairs, another model or another template is refused.
 
     xwin dpo --model rs --data pairs.jsonl --beta 0.1 --out dpo
+    xwin dpo --model rs --data pairs.jsonl --loss ipo --reference ref.jsonl --out ipo
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from xwincli import formats, manifest, settings
-from xwincli.console import say, warn
-from xwincli.errors import XwinError
+from xwincli.errors import USAGE, XwinError
 from xwincli.records import Pair
 from xwincli.settings import flag, group
+
+if TYPE_CHECKING:
+    from xwincli.models import Loaded
+    from xwincli.rows import Branch
+    from xwincli.train.dpo import Terms
+    from xwincli.train.ledger import Ledger
+
+CHOICES = ("sigmoid", "cdpo", "robust", "hinge", "ipo", "ipo-sum", "length-normalised", "simpo")
 
 
 @dataclass(kw_only=True)
@@ -29,14 +40,22 @@ class Config(settings.Run):
 
     data: list[str] = flag(["-"], "pairs: files, globs, hf:NAME, or - for standard input; repeatable")
     model: str = flag(help="policy to start from, and the reference")
-    beta: float = flag(0.1, "strength of the tie to the reference", low=0.0)
+    loss: str = flag("sigmoid", "ipo takes means over tokens, ipo-sum sums; simpo has no reference", choices=CHOICES)
+    beta: float = flag(0.0, "tie to the reference; 0: the loss's usual (.1; length-normalised 5; simpo 2)", low=0.0)
+    smoothing: float = flag(0.0, "cdpo, robust: share of the labels taken to be wrong", low=0.0, high=0.49)
+    gamma: float = flag(0.0, "simpo: lead in reward that is asked for (its paper: .3 to 1.6)", low=0.0)
+    nll: float = flag(0.0, "weight of the chosen's mean negative log-likelihood a token", low=0.0)
+    reference: str = flag("", "file of reference log-probabilities: used if it is there, else made", execution=True)
+    reference_model: str = flag("", "another reference than --model: folder, hub name, adapter or .gguf")
     max_length: int = flag(4096, "drop (and count) pairs with a side of more tokens; nothing is cut", low=8)
     optim: Optim = group(Optim)
 
 
 def run(config: Config) -> None:
     """Train and save."""
-    plan = manifest.plan("dpo", config, [*config.data, config.model])
+    terms = _terms(config)
+    models_ = [m for m in (config.model, config.reference_model) if m]
+    plan = manifest.plan("dpo", config, [*config.data, *models_])
     if manifest.skip_if_current(config.out, plan, config.force):
         return
     rows = list(formats.read(config.data, Pair, limit=config.limit))
@@ -45,22 +64,75 @@ def run(config: Config) -> None:
 
     run_folder = folder.Folder(config.out, plan, config, force=config.force)
     loaded = models.load_policy(config.model, models.place(config.device), train=True)
-    kept = [r for r in rows if r.chosen[-1]["content"] != r.rejected[-1]["content"]]
-    if len(kept) < len(rows):
-        warn(f"{len(rows) - len(kept)} pairs have the same chosen and rejected text and are left out")
-    branches = [dpo.as_branch(loaded, row) for row in kept]
-    branches = [b for b in branches if len(b.prompt) + max(map(len, b.responses)) <= config.max_length]
-    if not branches:
-        raise XwinError("no pair is left to train on", "see --max-length, and `xwin check` on the data")
-    say(f"reference log-probabilities of {len(branches)} pairs")
-    reference = scoring.logprobs(loaded, branches, config.optim.max_tokens_per_row)
+    branches, ledger = _tokenise(rows, loaded, config)
+    scoring.prepare(loaded)
+    reference = _reference(branches, loaded, config) if dpo.LOSSES[config.loss].reference else []
     work = loop.Work(
         name="dpo",
         weights=[(models.adapt(loaded, config.adapt), config.optim.lr)],
-        objective=dpo.objective(loaded, branches, reference, config.beta),
+        objective=dpo.objective(loaded, branches, reference, terms),
         lengths=[len(b) for b in branches],
         units=[1] * len(branches),
+        watch=dpo.watch_chosen() if reference else None,
     )
     steps = loop.fit(work, config.optim, config.seed, run_folder, loaded.place)
-    run_folder.counts = {"in": len(rows), "pairs": len(branches), "steps": steps}
+    run_folder.counts = {"in": len(rows), "pairs": len(branches), "dropped": ledger.counts(), "steps": steps}
     run_folder.finish(loaded, keep_adapter=config.adapt.keep_adapter)
+
+
+def _terms(config: Config) -> Terms:
+    """The loss and its settings; an option that means nothing to it is refused."""
+    from xwincli.train.dpo import LOSSES, Terms
+
+    kind = LOSSES[config.loss]
+    for name in ("smoothing", "gamma"):
+        if getattr(config, name) and name not in kind.uses:
+            users = ", ".join(k for k, v in LOSSES.items() if name in v.uses)
+            raise XwinError(f"--{name} means nothing to --loss {config.loss}", f"it is for: {users}", USAGE)
+    if "smoothing" in kind.uses and not config.smoothing:
+        raise XwinError(f"--loss {config.loss} needs --smoothing", "the share of wrong labels, such as 0.1", USAGE)
+    if not kind.reference and (config.reference or config.reference_model):
+        raise XwinError(f"--loss {config.loss} has no reference", "leave --reference and --reference-model out", USAGE)
+    beta = config.beta or kind.beta
+    return Terms(config.loss, beta, config.smoothing, config.gamma, config.nll)
+
+
+def _tokenise(rows: list[Pair], loaded: Loaded, config: Config) -> tuple[list[Branch], Ledger]:
+    """Pairs as branches; equal sides and what is too long are left out and counted."""
+    from xwincli import scoring
+    from xwincli.train.dpo import as_branch
+    from xwincli.train.ledger import Ledger
+
+    ledger = Ledger("pairs", {"too long": "raise --max-length", "with equal sides": "see xwin check"})
+    limit = min(config.max_length, scoring.context(loaded))
+    branches: list[Branch] = []
+    for row in rows:
+        ids = as_branch(loaded, row)
+        if ids.responses[0] == ids.responses[1]:
+            ledger.drop("with equal sides", row.id)
+        elif len(ids.prompt) + max(map(len, ids.responses)) > limit:
+            ledger.drop("too long", row.id)
+        else:
+            ledger.keep()
+            branches.append(ids)
+    ledger.close(config.max_drop)
+    return branches, ledger
+
+
+def _reference(branches: list[Branch], loaded: Loaded, config: Config) -> list[list[float]]:
+    """Log-probabilities under the reference: the policy as it stands now, or another model, which is then let go."""
+    from xwincli import models, scoring
+    from xwincli.train import reference
+
+    capacity = config.optim.max_tokens_per_row
+
+    def compute() -> list[list[float]]:
+        if not config.reference_model:
+            return scoring.logprobs(loaded, branches, capacity)
+        other = models.load_policy(config.reference_model, loaded.place, train=True)
+        if other.template.digest != loaded.template.digest:
+            raise XwinError(f"{config.reference_model}: its chat template is not that of {config.model}")
+        return scoring.logprobs(other, branches, capacity)
+
+    model = config.reference_model or config.model
+    return reference.logprobs(config.reference, branches, model, loaded.template.digest, config, compute)

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from xwincli import formats, manifest, settings
-from xwincli.console import say, warn
-from xwincli.errors import XwinError
+from xwincli.console import say
 from xwincli.records import Conversation
 from xwincli.settings import flag, group
 
 if TYPE_CHECKING:
     from xwincli.models import Loaded
     from xwincli.rows import Branch
+    from xwincli.train.ledger import Ledger
 
 
 @dataclass(kw_only=True)
@@ -44,7 +44,7 @@ def run(config: Config) -> None:
     run_folder = folder.Folder(config.out, plan, config, force=config.force)
     template = chat.find_template(config.template) if config.template else ""
     loaded = models.load_policy(config.model, models.place(config.device), train=True, template=template)
-    branches, dropped = _tokenise(rows, loaded, config)
+    branches, ledger = _tokenise(rows, loaded, config)
     parameters = models.adapt(loaded, config.adapt)
     scoring.prepare(loaded)
     work = loop.Work(
@@ -56,28 +56,27 @@ def run(config: Config) -> None:
     )
     say(f"{len(branches)} rows, {sum(work.units)} of {sum(work.lengths)} tokens learned")
     steps = loop.fit(work, config.optim, config.seed, run_folder, loaded.place)
-    run_folder.counts = {"in": len(rows), "rows": len(branches), "dropped": dropped, "steps": steps}
+    run_folder.counts = {"in": len(rows), "rows": len(branches), "dropped": ledger.counts(), "steps": steps}
     run_folder.finish(loaded, keep_adapter=config.adapt.keep_adapter)
 
 
-def _tokenise(rows: list[Conversation], loaded: Loaded, config: Config) -> tuple[list[Branch], int]:
-    """Conversations as branches; too long ones are dropped and counted."""
+def _tokenise(rows: list[Conversation], loaded: Loaded, config: Config) -> tuple[list[Branch], Ledger]:
+    """Conversations as branches; what cannot be learned whole is left out and counted."""
+    from xwincli import scoring
     from xwincli.rows import Branch
+    from xwincli.train.ledger import Ledger
 
+    ledger = Ledger("conversations", {"too long": "raise --max-length", "without a turn to learn": "see weight"})
+    limit = min(config.max_length, scoring.context(loaded))
     branches: list[Branch] = []
-    dropped = unlearned = 0
     for row in rows:
         pieces = loaded.template.conversation(row.messages)
-        unlearned += not pieces
-        for ids, learned in pieces:
-            if len(ids) > config.max_length:
-                dropped += 1
-            else:
-                branches.append(Branch([], [ids], [learned]))
-    if dropped:
-        warn(f"{dropped} conversations have more than {config.max_length} tokens and are left out")
-    if unlearned:
-        warn(f"{unlearned} conversations have no assistant turn to learn (weight 0)")
-    if not branches:
-        raise XwinError("no conversation is left to train on", "see --max-length")
-    return branches, dropped
+        if not pieces:
+            ledger.drop("without a turn to learn", row.id)
+        elif max(len(ids) for ids, _ in pieces) > limit:
+            ledger.drop("too long", row.id)
+        else:
+            ledger.keep()
+            branches += [Branch([], [ids], [learned]) for ids, learned in pieces]
+    ledger.close(config.max_drop)
+    return branches, ledger

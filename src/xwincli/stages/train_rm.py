@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from xwincli.models import Loaded
     from xwincli.rows import Branch
     from xwincli.train.comparisons import Comparisons
+    from xwincli.train.ledger import Ledger
 
 
 @dataclass(kw_only=True)
@@ -64,7 +65,7 @@ def run(config: Config) -> None:
 
     run_folder = folder.Folder(config.out, plan, config, force=config.force)
     loaded = models.new_reward(config.model, models.place(config.device), config.seed)
-    items, branches = _tokenise(items, loaded, config)
+    items, branches, ledger = _tokenise(items, loaded, config)
     held = [i for i, item in enumerate(items) if _held_out(item.prompt_id, config.valid)]
     learn = [i for i in range(len(items)) if i not in set(held)]
     if not learn:
@@ -100,7 +101,7 @@ def run(config: Config) -> None:
     capacity = config.optim.max_tokens_per_row
     asked = [items[i] for i in held], [branches[i] for i in held]
     run_folder.metrics = _measure(loaded, *asked, capacity, run_folder.part / "audit.json")
-    run_folder.counts = {**counts, "steps": steps}
+    run_folder.counts = {**counts, "dropped": ledger.counts(), "steps": steps}
     ours = scoring.branch_rewards(loaded, branches[:4], capacity)
     run_folder.finish(loaded, keep_adapter=config.adapt.keep_adapter)
     if not config.adapt.keep_adapter:
@@ -128,24 +129,31 @@ def _held_out(prompt_id: str, share: float) -> bool:
     return int(content_id("valid", prompt_id), 16) / 16**16 < share
 
 
-def _tokenise(items: list[Comparisons], loaded: Loaded, config: Config) -> tuple[list[Comparisons], list[Branch]]:
-    """Every prompt's responses as ids; responses that are too long are dropped and counted."""
+def _tokenise(
+    items: list[Comparisons], loaded: Loaded, config: Config
+) -> tuple[list[Comparisons], list[Branch], Ledger]:
+    """Every prompt's responses as ids; responses that are too long are left out and counted."""
+    from xwincli import scoring
     from xwincli.rows import Branch
-    from xwincli.scoring import branch
+    from xwincli.train.ledger import Ledger
 
+    ledger = Ledger("responses", {"too long": "raise --max-length"})
+    limit = min(config.max_length, scoring.context(loaded))
     kept: list[Comparisons] = []
     branches: list[Branch] = []
-    dropped = 0
     for item in items:
-        ids = branch(loaded, (item.prompt, item.sides), tail=True)
-        long = {i for i, r in enumerate(ids.responses) if len(ids.prompt) + len(r) > config.max_length}
-        dropped += len(long)
+        ids = scoring.branch(loaded, (item.prompt, item.sides), tail=True, any_length=True)
+        long = {i for i, r in enumerate(ids.responses) if len(ids.prompt) + len(r) > limit}
+        for i in range(len(ids.responses)):
+            if i in long:
+                ledger.drop("too long", item.prompt_id)
+            else:
+                ledger.keep()
         if (item := item.without(long)).games:
             kept.append(item)
             branches.append(Branch(ids.prompt, [r for i, r in enumerate(ids.responses) if i not in long]))
-    if dropped:
-        warn(f"{dropped} responses have more than {config.max_length} tokens and are left out")
-    return kept, branches
+    ledger.close(config.max_drop)
+    return kept, branches, ledger
 
 
 def _measure(

@@ -1,17 +1,52 @@
-"""Direct preference optimisation: pairs as branches of two responses, and the objective on them."""
+"""The DPO family: pairs as branches of two responses, which loss takes which log-ratio, and the objective."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
+from xwincli.console import warn
 from xwincli.models import Loaded
 from xwincli.records import Message, Pair
 from xwincli.rows import Branch, lay, segment_sum
 from xwincli.scoring import branch, hidden, token_logprobs
 from xwincli.train import losses
 from xwincli.train.loop import Objective
+
+FALLEN = 5.0  # nats the chosen responses may lose, while the margin grows, before it is worth a warning
+
+
+@dataclass(frozen=True)
+class Loss:
+    """How a loss of the family is fed.
+
+    Attributes:
+        value: (h or lead, beta, smoothing, gamma) -> loss per pair.
+        beta: its usual beta.
+        per_token: it takes means over response tokens instead of sums.
+        reference: it compares with a reference model.
+        uses: options besides beta that mean something to it.
+    """
+
+    value: Callable[[torch.Tensor, float, float, float], torch.Tensor]
+    beta: float = 0.1
+    per_token: bool = False
+    reference: bool = True
+    uses: tuple[str, ...] = ()
+
+
+LOSSES: dict[str, Loss] = {
+    "sigmoid": Loss(lambda h, b, e, g: losses.dpo_sigmoid(h, b)),
+    "cdpo": Loss(lambda h, b, e, g: losses.dpo_conservative(h, b, e), uses=("smoothing",)),
+    "robust": Loss(lambda h, b, e, g: losses.dpo_robust(h, b, e), uses=("smoothing",)),
+    "hinge": Loss(lambda h, b, e, g: losses.dpo_hinge(h, b)),
+    "ipo": Loss(lambda h, b, e, g: losses.dpo_ipo(h, b), per_token=True),
+    "ipo-sum": Loss(lambda h, b, e, g: losses.dpo_ipo(h, b)),
+    "length-normalised": Loss(lambda h, b, e, g: losses.dpo_sigmoid(h, b), beta=5.0, per_token=True),
+    "simpo": Loss(lambda h, b, e, g: losses.simpo(h, b, g), beta=2.0, per_token=True, reference=False, uses=("gamma",)),
+}
 
 
 def as_branch(loaded: Loaded, pair: Pair) -> Branch:
@@ -21,27 +56,73 @@ def as_branch(loaded: Loaded, pair: Pair) -> Branch:
     """
     prompt: list[Message] = [*pair.prompt, *pair.chosen[:-1]]
     sides = [(str(m["content"]), m.get("finish") != "length") for m in (pair.chosen[-1], pair.rejected[-1])]
-    return branch(loaded, (prompt, sides), tail=False)
+    return branch(loaded, (prompt, sides), tail=False, any_length=True)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What is minimised: a loss of ``LOSSES`` with its settings, and ``nll`` times the chosen's mean -log p a token.
+
+    (The latter as in iterative reasoning preference optimisation, Pang et al. 2024, arXiv 2404.19733, eq. 1.)
+    """
+
+    loss: str = "sigmoid"
+    beta: float = 0.1
+    smoothing: float = 0.0
+    gamma: float = 0.0
+    nll: float = 0.0
 
 
 def objective(
-    loaded: Loaded, branches: Sequence[Branch], reference: Sequence[Sequence[float]], beta: float
+    loaded: Loaded, branches: Sequence[Branch], reference: Sequence[Sequence[float]], terms: Terms
 ) -> Objective:
-    """Rows of pair indices -> DPO loss. ``reference`` holds each pair's two log-probs under the reference."""
+    """Rows of pair indices -> loss summed over pairs.
+
+    ``reference`` holds each pair's two summed log-probabilities under the reference (unused without one). Reports
+    accuracy, beta-scaled margin, both log-ratios and the chosen's log-probability, as means over pairs.
+    """
+    kind = LOSSES[terms.loss]
 
     def compute(members: list[int]) -> tuple[torch.Tensor, dict[str, float]]:
         row = lay([branches[i] for i in members]).to(loaded.place.device)
         logp = segment_sum(token_logprobs(loaded, row, hidden(loaded, row)), row).view(-1, 2)
-        ref = torch.tensor([reference[i] for i in members], dtype=torch.float64, device=logp.device)
-        ratio = logp - ref
-        margin = ratio[:, 0] - ratio[:, 1]
-        loss = losses.dpo_sigmoid(margin, beta).sum().float()
+        tokens = torch.tensor([[len(r) for r in branches[i].responses] for i in members], device=logp.device)
+        ratio = logp
+        if kind.reference:
+            ratio = logp - torch.tensor([reference[i] for i in members], dtype=torch.float64, device=logp.device)
+        fed = ratio / tokens if kind.per_token else ratio
+        margin = fed[:, 0] - fed[:, 1]
+        values = kind.value(margin, terms.beta, terms.smoothing, terms.gamma)
+        if terms.nll:
+            values = values - terms.nll * logp[:, 0] / tokens[:, 0]
         kept = ratio.detach()
-        return loss, {
+        return values.sum().float(), {
             "accuracy": float((margin > 0).sum()),
-            "margin": beta * float(margin.detach().sum()),
+            "margin": terms.beta * float(margin.detach().sum()),
             "chosen": float(kept[:, 0].sum()),
             "rejected": float(kept[:, 1].sum()),
+            "chosen_logprob": float(logp.detach()[:, 0].sum()),
         }
 
     return compute
+
+
+def watch_chosen() -> Callable[[int, dict[str, float]], dict[str, float]]:
+    """Warn once when the chosen responses become clearly less likely while the margin grows (a watch of the loop).
+
+    Log-ratios are averaged over steps (half-life about seven), since a batch's mean is noisy.
+    """
+    mean: dict[str, float] = {}
+
+    def watch(step: int, figures: dict[str, float]) -> dict[str, float]:
+        for name in ("chosen", "margin"):
+            mean[name] = figures[name] if step == 1 else 0.9 * mean.get(name, figures[name]) + 0.1 * figures[name]
+        if "warned" not in mean and mean["chosen"] < -FALLEN and mean["margin"] > 0:
+            mean["warned"] = step
+            warn(
+                f"step {step}: the chosen responses lost {-mean['chosen']:.1f} nats against the reference while the "
+                "margin grows: add --nll 0.1 or more, raise --beta, or lower --lr"
+            )
+        return {}
+
+    return watch

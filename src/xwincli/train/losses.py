@@ -59,15 +59,42 @@ def plackett_luce(rewards: torch.Tensor, ratings: torch.Tensor, top: int = 0) ->
     return total
 
 
-# -- direct preference optimisation: h is how much more the policy than the reference prefers chosen to rejected,
-# [log pi - log ref](chosen) - [log pi - log ref](rejected), sums over response tokens, in nats
+# -- direct preference optimisation: h (P,) is how much more the policy than the reference prefers chosen to
+# rejected, [log pi - log ref](chosen) - [log pi - log ref](rejected), in nats; sums over response tokens or, where
+# said, means over them. ``beta`` is the strength of the tie to the reference.
 
 
-def dpo_sigmoid(margin: torch.Tensor, beta: float) -> torch.Tensor:
-    """-log sigmoid(beta h) per pair (Rafailov et al. 2023, arXiv 2305.18290, eq. 7); log 2 at the first step.
+def dpo_sigmoid(h: torch.Tensor, beta: float) -> torch.Tensor:
+    """-log sigmoid(beta h) (Rafailov et al. 2023, arXiv 2305.18290, eq. 7); log 2 at the first step."""
+    return -logsigmoid(beta * h)
 
-    Args:
-        margin: h (P,).
-        beta: strength of the tie to the reference.
+
+def dpo_conservative(h: torch.Tensor, beta: float, smoothing: float) -> torch.Tensor:
+    """-(1 - e) log sigmoid(beta h) - e log sigmoid(-beta h): a share e of the labels is wrong (cDPO, Mitchell 2023)."""
+    return -(1 - smoothing) * logsigmoid(beta * h) - smoothing * logsigmoid(-beta * h)
+
+
+def dpo_robust(h: torch.Tensor, beta: float, smoothing: float) -> torch.Tensor:
+    """[-(1 - e) log sigmoid(beta h) + e log sigmoid(-beta h)] / (1 - 2e): unbiased under flipped labels.
+
+    (Chowdhury et al. 2024, arXiv 2403.00409, eq. 12.)
     """
-    return -logsigmoid(beta * margin)
+    return (-(1 - smoothing) * logsigmoid(beta * h) + smoothing * logsigmoid(-beta * h)) / (1 - 2 * smoothing)
+
+
+def dpo_hinge(h: torch.Tensor, beta: float) -> torch.Tensor:
+    """max(0, 1 - beta h) (SLiC, Zhao et al. 2023, arXiv 2305.10425, with beta h as the margin)."""
+    return torch.relu(1 - beta * h)
+
+
+def dpo_ipo(h: torch.Tensor, beta: float) -> torch.Tensor:
+    """(h - 1 / (2 beta))^2 (Azar et al. 2023, arXiv 2310.12036, eq. 17)."""
+    return (h - 1 / (2 * beta)) ** 2
+
+
+def simpo(lead: torch.Tensor, beta: float, gamma: float) -> torch.Tensor:
+    """-log sigmoid(beta d - gamma), d the difference of mean log-probabilities (Meng et al. 2024, 2405.14734, eq. 6).
+
+    There is no reference; gamma is the lead in reward that is asked for.
+    """
+    return -logsigmoid(beta * lead - gamma)
