@@ -88,6 +88,22 @@ def test_the_head_in_parts_has_the_same_gradients(chunk, monkeypatch):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("chunk", [1, 3 * 384, 1 << 30])
+def test_the_summed_likelihood_has_the_same_gradients(chunk, monkeypatch):
+    monkeypatch.setattr(scoring, "CHUNK", chunk)
+    torch.manual_seed(0)
+    h, w = torch.randn(11, 8, requires_grad=True), torch.randn(384, 8, requires_grad=True)
+    target = torch.randint(0, 384, (11,))
+    ours = scoring._SummedNLL.apply(h, w, target)
+    plain = torch.nn.functional.cross_entropy(h @ w.T, target, reduction="sum")
+    assert ours.item() == pytest.approx(plain.item(), rel=1e-6)
+    for a, b in zip(torch.autograd.grad(ours * 0.3, (h, w)), torch.autograd.grad(plain * 0.3, (h, w)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    frozen = torch.autograd.grad(scoring._SummedNLL.apply(h, w.detach(), target), h)[0]  # a head that does not learn
+    again = torch.nn.functional.cross_entropy(h @ w.T, target, reduction="sum")
+    torch.testing.assert_close(frozen, torch.autograd.grad(again, h)[0], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("capacity", [8, 20, 4096])
 def test_capacity_changes_nothing(capacity, place, policy):
     loaded = models.load_policy(str(policy), place)

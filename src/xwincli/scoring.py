@@ -123,22 +123,77 @@ class _TargetLogprob(torch.autograd.Function):
         return dh, dw, None, None
 
 
+class _SummedNLL(torch.autograd.Function):
+    """-sum log softmax(h W^T)[target], with both gradients made in forward while the logits are at hand.
+
+    Only a sum allows this: its upstream is one number, by which backward multiplies. Three products a part, the
+    least there is, and nothing is kept but the gradients themselves.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, h: torch.Tensor, w: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        total = torch.zeros((), dtype=torch.float64, device=h.device)
+        dh = torch.empty_like(h) if ctx.needs_input_grad[0] else None
+        dw = torch.zeros_like(w) if ctx.needs_input_grad[1] else None
+        for at in range(0, len(h), size := max(CHUNK // len(w), 1)):
+            part, goal = h[at : at + size], target[at : at + size]
+            z = (part @ w.T).float()
+            z -= z.max(-1, keepdim=True).values
+            hit = z.gather(-1, goal[:, None])[:, 0]
+            p = z.exp_()
+            mass = p.sum(-1, keepdim=True)
+            total += (mass[:, 0].log() - hit).sum(dtype=torch.float64)
+            if dh is None:
+                continue
+            p /= mass
+            p = p.to(w.dtype)
+            torch.mm(p, w, out=dh[at : at + size])
+            dh[at : at + size] -= w[goal]
+            if dw is not None:
+                p[torch.arange(len(p), device=p.device), goal] -= 1
+                dw.addmm_(p.T, part)
+        ctx.save_for_backward(dh, dw)
+        return total.float()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return *(None if d is None else d * grads[0].to(d.dtype) for d in ctx.saved_tensors), None
+
+
+def _plain_head(loaded: Loaded) -> torch.Tensor | None:
+    """The head's weight where the head is that product and nothing more, in the dtype of this forward; else None."""
+    head: Any = loaded.model.get_output_embeddings()
+    config = loaded.model.config.get_text_config()
+    scaled = any(getattr(config, name, None) for name in ("final_logit_softcapping", "logits_scaling", "logit_scale"))
+    if type(head) is not torch.nn.Linear or getattr(head, "bias", None) is not None or scaled:
+        return None
+    autocast = torch.is_autocast_enabled(head.weight.device.type)
+    weight: torch.Tensor = head.weight.to(loaded.place.dtype if autocast else head.weight.dtype)
+    return weight
+
+
+def summed_nll(loaded: Loaded, row: Row, states: torch.Tensor) -> torch.Tensor:
+    """Negative log-likelihood of all targets of a row, summed (a scalar): what supervised finetuning minimises."""
+    weight = _plain_head(loaded)
+    if weight is None:
+        return -token_logprobs(loaded, row, states).sum()
+    picked = states[row.predict]
+    with torch.autocast(picked.device.type, enabled=False):
+        out: torch.Tensor = _SummedNLL.apply(picked.to(weight.dtype), weight, row.target)  # type: ignore[no-untyped-call]
+    return out
+
+
 def token_logprobs(loaded: Loaded, row: Row, states: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
     """Log-probability (N,) of every target of a row, at a sampling temperature.
 
     Only predicted positions meet the head, in parts, so a 128k vocabulary never stands whole in memory.
     """
     model: Any = loaded.model
-    head: Any = model.get_output_embeddings()
-    config = model.config.get_text_config()
-    scaled = any(getattr(config, name, None) for name in ("final_logit_softcapping", "logits_scaling", "logit_scale"))
     picked = states[row.predict]
-    if type(head) is torch.nn.Linear and getattr(head, "bias", None) is None and not scaled:
-        dtype = loaded.place.dtype if torch.is_autocast_enabled(picked.device.type) else head.weight.dtype
+    if (weight := _plain_head(loaded)) is not None:
         with torch.autocast(picked.device.type, enabled=False):
-            weight = head.weight.to(dtype)
             out: torch.Tensor = _TargetLogprob.apply(  # type: ignore[no-untyped-call]
-                picked.to(dtype), weight, row.target, temperature
+                picked.to(weight.dtype), weight, row.target, temperature
             )
         return out
 
@@ -146,7 +201,7 @@ def token_logprobs(loaded: Loaded, row: Row, states: torch.Tensor, temperature: 
         z = logits(model, h) / temperature
         return z.gather(-1, target[:, None])[:, 0] - z.logsumexp(-1)
 
-    size = max(CHUNK // head.weight.shape[0], 1)
+    size = max(CHUNK // model.get_output_embeddings().weight.shape[0], 1)
     pairs = zip(picked.split(size), row.target.split(size), strict=True)
     return torch.cat([checkpoint(part, h, t, use_reentrant=False) for h, t in pairs])
 

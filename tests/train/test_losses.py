@@ -63,10 +63,6 @@ def test_dpo_by_hand():
     assert got == pytest.approx([math.log(1 + math.exp(-2)), math.log(1 + math.exp(1))], rel=1e-6)
 
 
-def test_likelihood():
-    assert losses.negative_log_likelihood(torch.tensor([-1.0, -2.5])).tolist() == [1, 2.5]
-
-
 H = torch.tensor([4.0, -2.0])
 SIG = lambda x: 1 / (1 + math.exp(-x))
 

@@ -1,15 +1,9 @@
-"""The losses, one value per target, pair or prompt: the objective sums them, the loop divides once."""
+"""The losses of preferences, one value per pair or prompt: the objective sums them, the loop divides once."""
 
 from __future__ import annotations
 
 import torch
 from torch.nn.functional import logsigmoid
-
-
-def negative_log_likelihood(logprobs: torch.Tensor) -> torch.Tensor:
-    """-log p of every target; ``logprobs`` (N,) -> (N,)."""
-    return -logprobs
-
 
 # -- reward models
 

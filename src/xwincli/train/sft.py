@@ -8,8 +8,7 @@ import torch
 
 from xwincli.models import Loaded
 from xwincli.rows import Branch, lay
-from xwincli.scoring import hidden, token_logprobs
-from xwincli.train import losses
+from xwincli.scoring import hidden, summed_nll
 from xwincli.train.loop import Objective
 
 
@@ -24,6 +23,6 @@ def objective(loaded: Loaded, branches: Sequence[Branch]) -> Objective:
 
     def compute(members: list[int]) -> tuple[torch.Tensor, dict[str, float]]:
         row = lay([branches[i] for i in members]).to(loaded.place.device)
-        return losses.negative_log_likelihood(token_logprobs(loaded, row, hidden(loaded, row))).sum(), {}
+        return summed_nll(loaded, row, hidden(loaded, row)), {}
 
     return compute
