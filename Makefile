@@ -12,7 +12,7 @@ XWIN := $(VENV)/bin/xwin
 READY := $(VENV)/.ready
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup demo all test smoke lint types cases docs bench clean FORCE
+.PHONY: help setup demo all test smoke lint types cases docs bench gpu-check clean FORCE
 
 help: ## this list
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -56,6 +56,9 @@ docs: $(READY) ## write docs/cli.md, the reference of every flag
 
 bench: $(READY) ## sampling and scoring beside transformers on the same work
 	$(VENV)/bin/python bench/sample.py $(MODEL)
+
+gpu-check: $(READY) ## on a CUDA machine: attention kernels, training stages, speed and memory in one table
+	$(VENV)/bin/python bench/gpu_check.py
 
 clean: ## remove this recipe's run folder
 	rm -rf $(RUN)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import pytest
 import torch
 
@@ -14,7 +17,22 @@ BRANCHES = [
     Branch([13], [[14, 15]]),
     Branch([20, 21, 22, 23, 24, 25, 26, 27, 28], [[30], [31, 32, 33, 34, 35, 36]]),
 ]
-FAMILIES = ["llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3_text", "phi3", "gpt_neox"]
+WINDOW = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
+FAMILIES = {  # what the config says beside the sizes
+    "llama": {},
+    "qwen2": {},
+    "qwen2 with windows": {**WINDOW, "use_sliding_window": True},
+    "qwen3": {},
+    "mistral": {},
+    "mistral with windows": {"sliding_window": 4},
+    "gemma": {},
+    "gemma2 with windows": {**WINDOW, "attn_logit_softcapping": 0.5},
+    "gemma3_text with windows": WINDOW,
+    "phi": {},
+    "phi3": {},
+    "phi3 with windows": {"sliding_window": 4},
+    "gpt_neox": {},
+}
 
 
 @pytest.fixture(scope="module")
@@ -29,40 +47,74 @@ def plain_logprobs(model, branch):
         ids = torch.tensor([branch.prompt + response])
         logp = model(ids).logits.float().log_softmax(-1)[0]
         start = len(branch.prompt) - 1
-        sums.append(sum(logp[start + j, t] for j, t in enumerate(response)))
+        sums.append(sum(logp[start + j, t].double() for j, t in enumerate(response)))
     return torch.stack(sums)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_grouped_equals_plain(family, place, tmp_path, capsys):
-    folder = str(micro.policy(tmp_path / family, family=family))
-    ours = scoring.prepare(models.load_policy(folder, place, train=True))
-    plain = models.load_policy(folder, place, train=True).model
-    assert ours.model.xwin_branches == (family != "gemma2"), capsys.readouterr().err
-
-    weights = torch.linspace(-1, 1, sum(len(b.responses) for b in BRANCHES), dtype=torch.float64)
-    row = lay(BRANCHES)
-    sums = segment_sum(scoring.token_logprobs(ours, row, scoring.hidden(ours, row)), row)
-    (sums * weights).sum().backward()
-    expected = torch.cat([plain_logprobs(plain, b) for b in BRANCHES])
-    (expected * weights).sum().backward()
-
-    torch.testing.assert_close(sums.float(), expected, rtol=1e-5, atol=1e-5)
-    for (name, p), (_, q) in zip(ours.model.named_parameters(), plain.named_parameters(), strict=True):
-        torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+def plain_rewards(model, branch):
+    """The score head at the last token of one ordinary forward a response."""
+    return torch.stack([model(torch.tensor([branch.prompt + r])).logits[0, 0].double() for r in branch.responses])
 
 
-def test_a_sliding_window_shorter_than_the_row(place, tmp_path):
-    folder = micro.policy(tmp_path / "m", family="mistral")
-    loaded = models.load_policy(str(folder), place, train=True)
-    loaded.model.config.sliding_window = 4
-    for layer in models.layers(loaded.model):
-        layer.self_attn.sliding_window = 4
-    with torch.no_grad():
-        expected = torch.cat([plain_logprobs(loaded.model, b) for b in BRANCHES])
-    got = scoring.logprobs(scoring.prepare(loaded), BRANCHES)
-    assert loaded.model.xwin_branches
-    torch.testing.assert_close(torch.tensor(sum(got, [])), expected, rtol=1e-5, atol=1e-5)
+def folder(path, name):
+    """A random model of a family whose config says more."""
+    made = micro.policy(path, family=name.split()[0])
+    config = json.loads((made / "config.json").read_text())
+    (made / "config.json").write_text(json.dumps(config | FAMILIES.get(name, {})))
+    return str(made)
+
+
+def loss_and_gradients(model, values):
+    """A weighted sum of per-response values, backward; values and gradients."""
+    model.zero_grad()
+    (values * torch.linspace(-1, 1, len(values), dtype=torch.float64)).sum().backward()
+    return values.detach(), {n: p.grad.clone() for n, p in model.named_parameters()}
+
+
+def assert_same(ours, plain):
+    torch.testing.assert_close(ours[0].double(), plain[0].double(), rtol=1e-5, atol=1e-6)
+    largest = max(g.norm().item() for g in plain[1].values())  # some vanish by themselves: a key's bias
+    for name, expected in plain[1].items():
+        scale = max(expected.norm().item(), largest / 100)
+        assert (ours[1][name] - expected).norm().item() <= 1e-5 * scale, name
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_grouped_packed_and_plain_are_one(name, place, tmp_path, capsys):
+    where = folder(tmp_path / "policy", name)
+    policy = scoring.prepare(models.load_policy(where, place, train=True))
+    reward = scoring.prepare(models.new_reward(where, place, seed=3))
+    assert policy.model.xwin_branches, capsys.readouterr().err
+    assert reward.model.xwin_branches
+
+    def logprobs(row):
+        return segment_sum(scoring.token_logprobs(policy, row, scoring.hidden(policy, row)), row)
+
+    def rewards(row):
+        return scoring.row_rewards(reward, row, scoring.hidden(reward, row)).double()
+
+    plain_policy = models.load_policy(where, place, train=True).model
+    plain_reward = models.new_reward(where, place, seed=3).model
+    cases = (logprobs, policy, plain_logprobs, plain_policy), (rewards, reward, plain_rewards, plain_reward)
+    for ours, loaded, theirs, model in cases:
+        packed = loss_and_gradients(loaded.model, ours(lay(BRANCHES)))
+        grouped = loss_and_gradients(loaded.model, torch.cat([ours(lay([b])) for b in BRANCHES]))
+        plain = loss_and_gradients(model, torch.cat([theirs(model, b) for b in BRANCHES]))
+        assert_same(packed, plain)
+        assert_same(grouped, plain)
+
+
+def test_windows_and_caps_are_not_idle(place, tmp_path):
+    """What the comparisons above hold equal does change the numbers."""
+    for name in FAMILIES:
+        if name.endswith("windows"):
+            bare = str(micro.policy(tmp_path / f"{name} bare", family=name.split()[0]))
+            with torch.no_grad():
+                a, b = (
+                    plain_logprobs(models.load_policy(f, place).model, BRANCHES[2])
+                    for f in (bare, folder(tmp_path / name, name))
+                )
+            assert (a - b).abs().max() > 1e-3, name
 
 
 def test_temperature_divides_the_logits(place, policy):
@@ -157,3 +209,64 @@ def test_row_bookkeeping():
     assert row.response.tolist() == [0, 0, 1, 2]
     assert row.last.tolist() == [3, 4, 6]
     assert row.branch.tolist() == [0, 0, 1]
+
+
+# -- models that may not branch: said once, computed one by one, and equal
+
+
+def hybrid(path, family, **more):
+    """A random tiny model of a family that mixes tokens in another way, with the micro tokenizer."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    tokenizer = micro.tokenizer()
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(family, **{**sizes, **heads, **ids, "max_position_embeddings": 512, **more})
+    ).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return str(path)
+
+
+HYBRIDS = {
+    "gpt_oss": ("its attention wants s_aux", {"num_local_experts": 2, "num_experts_per_tok": 1}),
+    "lfm2": ("1 of its 2 layers", {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False}),
+    "mamba": ("row attention|mix tokens without attention", {"state_size": 4, "time_step_rank": 4}),
+    "falcon_h1": (
+        "a response changes the one after it",
+        {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 4},
+    ),
+    "qwen3_next": (
+        "1 of its 2 layers",
+        {
+            "layer_types": ["linear_attention", "full_attention"],
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "num_experts": 2,
+            "num_experts_per_tok": 1,
+            "moe_intermediate_size": 16,
+            "shared_expert_intermediate_size": 16,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("family", HYBRIDS)
+def test_models_that_cannot_branch_fall_back(family, place, tmp_path, capsys):
+    reason, more = HYBRIDS[family]
+    where = hybrid(tmp_path / family, family, **more)
+    plain = models.load_policy(where, place).model
+    loaded = scoring.prepare(models.load_policy(where, place))
+    assert not loaded.model.xwin_branches
+    got = scoring.logprobs(loaded, BRANCHES)
+    scoring.prepare(loaded)
+    said = [line for line in capsys.readouterr().err.splitlines() if "cannot be shared" in line]
+    assert len(said) == 1
+    assert re.search(reason, said[0]), said
+    with torch.no_grad():
+        expected = torch.cat([plain_logprobs(plain, b) for b in BRANCHES])
+    torch.testing.assert_close(torch.tensor(sum(got, [])), expected.float(), rtol=1e-5, atol=1e-5)

@@ -16,7 +16,8 @@ from xwincli.models import Loaded
 from xwincli.records import Message
 from xwincli.rows import Branch, Row, lay, pack, segment_sum
 
-CHUNK = 6 << 20  # logits at hand at once, in elements: few enough to stay near the cache
+CHUNK = 6 << 20  # logits at hand at once, in elements: few enough to stay near a processor's cache
+ON_CARDS = 16  # times as many on a GPU, which wants large products: 400 MB in float32
 
 
 def prepare(loaded: Loaded) -> Loaded:
@@ -28,33 +29,59 @@ def prepare(loaded: Loaded) -> Loaded:
     model = loaded.model
     if getattr(model, "xwin_branches", None) is not None:
         return loaded
-    probe = lay([Branch([5, 6, 7], [[8, 9], [10, 11, 12]]), Branch([13], [[14, 15]])]).to(loaded.place.device)
     before = model.config._attn_implementation
     model.xwin_branches = False
-    with torch.no_grad():
-        plain = hidden(loaded, probe)
-        model.set_attn_implementation(attention.register())
-        model.xwin_branches = True
-        try:
-            difference = (hidden(loaded, probe) - plain).abs().max().item()
-            reason = f"its grouped forward differs by {difference:.2g}"
-        except (NotImplementedError, RuntimeError, TypeError, ValueError) as e:
-            difference, reason = float("inf"), str(e)
-    tolerance = 1e-3 if loaded.place.dtype == torch.float32 else 0.1
-    if not difference <= tolerance * max(plain.abs().max().item(), 1.0):
+    reason = _why_not(loaded)
+    if reason:
         warn(f"{loaded.name}: prompts cannot be shared ({reason}); responses are computed one by one")
         model.set_attn_implementation(before)
-        model.xwin_branches = False
+    model.xwin_branches = not reason
     return loaded
+
+
+@torch.no_grad()
+def _why_not(loaded: Loaded) -> str:
+    """What a grouped row shows against sharing prompts, or "", which leaves the model in row attention.
+
+    Two questions: is it what plain forwards give, and does another first response leave all else as it was? The
+    second finds a state that runs on beside attention even where weights make too little of it for the first.
+    """
+    model = loaded.model
+    tail = Branch([13], [[14, 15]])
+    one = lay([Branch([5, 6, 7], [[8, 9], [10, 11, 12]]), tail]).to(loaded.place.device)
+    other = lay([Branch([5, 6, 7], [[16, 17], [10, 11, 12]]), tail]).to(loaded.place.device)
+    plan = attention.Plan(one.layout, one.ids.device)
+    with loaded.place.autocast():
+        plain = hidden(loaded, one)
+        try:
+            model.set_attn_implementation(attention.register())
+            grouped, changed = _grouped(loaded, one, plan), _grouped(loaded, other, plan)
+        except (NotImplementedError, RuntimeError, TypeError, ValueError) as e:
+            return str(e)
+    depth = getattr(model.config.get_text_config(), "num_hidden_layers", 0)
+    if (without := depth - plan.calls // 2) > 0:
+        return f"{without} of its {depth} layers mix tokens without attention"
+    full = loaded.place.dtype == torch.float32
+    if not (difference := _apart(grouped, plain)) <= (1e-3 if full else 0.1):
+        return f"its grouped forward differs by {difference:.2g}"
+    same = torch.arange(len(plain), device=plain.device)
+    same = same[(same < 3) | (same >= 5)]
+    if not (leak := _apart(changed[same], grouped[same])) <= (1e-6 if full else 1e-2):
+        return f"a response changes the one after it by {leak:.2g}"
+    return ""
+
+
+def _apart(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Largest relative distance of two states (T,H) at a token."""
+    a, b = a.float(), b.float()
+    return float(((a - b).norm(dim=-1) / b.norm(dim=-1)).max())
 
 
 def hidden(loaded: Loaded, row: Row) -> torch.Tensor:
     """Final hidden states (T, H) of a row."""
     body = loaded.model.base_model
     if loaded.model.xwin_branches:
-        out = body(input_ids=row.ids[None], position_ids=row.positions[None], use_cache=False, row_layout=row.layout)
-        states: torch.Tensor = out.last_hidden_state[0]
-        return states
+        return _grouped(loaded, row, attention.Plan(row.layout, row.ids.device))
     parts: list[torch.Tensor] = []
     for (a, b), responses in row.layout:
         for i, (c, d) in enumerate(responses):
@@ -62,6 +89,13 @@ def hidden(loaded: Loaded, row: Row) -> torch.Tensor:
             states = body(input_ids=ids, use_cache=False).last_hidden_state[0]
             parts.append(states if i == 0 else states[b - a :])
     return torch.cat(parts)
+
+
+def _grouped(loaded: Loaded, row: Row, plan: attention.Plan) -> torch.Tensor:
+    body = loaded.model.base_model
+    out = body(input_ids=row.ids[None], position_ids=row.positions[None], use_cache=False, row_plan=plan)
+    states: torch.Tensor = out.last_hidden_state[0]
+    return states
 
 
 def logits(model: Any, states: torch.Tensor) -> torch.Tensor:
@@ -77,6 +111,11 @@ def logits(model: Any, states: torch.Tensor) -> torch.Tensor:
     return out
 
 
+def _part(head: torch.Tensor) -> int:
+    """How many positions meet the head (V, H) at a time."""
+    return max(CHUNK * (1 if head.device.type == "cpu" else ON_CARDS) // len(head), 1)
+
+
 class _TargetLogprob(torch.autograd.Function):
     """log softmax(h W^T / t)[target] without ever keeping the logits.
 
@@ -88,7 +127,7 @@ class _TargetLogprob(torch.autograd.Function):
     def forward(ctx: Any, h: torch.Tensor, w: torch.Tensor, target: torch.Tensor, temperature: float) -> torch.Tensor:
         out = torch.empty(len(h), dtype=torch.float32, device=h.device)
         pull = torch.empty(h.shape, dtype=h.dtype, device=h.device) if ctx.needs_input_grad[0] else None
-        for at in range(0, len(h), size := max(CHUNK // len(w), 1)):
+        for at in range(0, len(h), size := _part(w)):
             rows = slice(at, at + size)
             z = (h[rows] @ w.T).float()
             if temperature != 1.0:
@@ -114,7 +153,7 @@ class _TargetLogprob(torch.autograd.Function):
             return dh, None, None, None
         _, h, w, target, _ = ctx.saved_tensors
         dw = torch.zeros_like(w)
-        for at in range(0, len(h), size := max(CHUNK // len(w), 1)):
+        for at in range(0, len(h), size := _part(w)):
             rows = slice(at, at + size)
             p = torch.softmax((h[rows] @ w.T).float() / ctx.temperature, -1)
             p[torch.arange(len(p), device=p.device), target[rows]] -= 1
@@ -135,7 +174,7 @@ class _SummedNLL(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float64, device=h.device)
         dh = torch.empty_like(h) if ctx.needs_input_grad[0] else None
         dw = torch.zeros_like(w) if ctx.needs_input_grad[1] else None
-        for at in range(0, len(h), size := max(CHUNK // len(w), 1)):
+        for at in range(0, len(h), size := _part(w)):
             part, goal = h[at : at + size], target[at : at + size]
             z = (part @ w.T).float()
             z -= z.max(-1, keepdim=True).values
@@ -201,7 +240,7 @@ def token_logprobs(loaded: Loaded, row: Row, states: torch.Tensor, temperature: 
         z = logits(model, h) / temperature
         return z.gather(-1, target[:, None])[:, 0] - z.logsumexp(-1)
 
-    size = max(CHUNK // model.get_output_embeddings().weight.shape[0], 1)
+    size = _part(model.get_output_embeddings().weight)
     pairs = zip(picked.split(size), row.target.split(size), strict=True)
     return torch.cat([checkpoint(part, h, t, use_reentrant=False) for h, t in pairs])
 
