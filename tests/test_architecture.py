@@ -28,11 +28,12 @@ GROUND = {
     "journal",
     "formats",
 }
-MODELS = {"chat", "models", "rows", "attention", "scoring", "checkpoint"}
+MODELS = {"chat", "models", "weights", "rows", "attention", "scoring", "checkpoint"}
 MAY_IMPORT = {  # part -> the parts it may import besides itself
     "cli": {"flags", "errors"},
     "flags": {"errors"},
-    "stages": GROUND | MODELS | {"engines", "judges", "train", "metrics", "protocols", "report", "lab"},
+    "launch": GROUND | {"train"},
+    "stages": GROUND | MODELS | {"launch", "engines", "judges", "train", "metrics", "protocols", "report", "lab"},
     "protocols": GROUND | {"judges", "metrics"},
     "judges": GROUND | MODELS | {"engines", "lab"},
     "train": GROUND | MODELS | {"engines"},

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +17,12 @@ from typing import Any
 
 import torch
 
-from xwincli import settings
+from xwincli import settings, weights
 from xwincli.chat import Template
 from xwincli.console import say, warn
 from xwincli.errors import XwinError
+from xwincli.weights import adapt as adapt
+from xwincli.weights import layers as layers
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,9 @@ class Place:
         """For the manifest."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         return {"device": name, "dtype": str(self.dtype).removeprefix("torch."), "torch": torch.__version__}
+
+
+CPU = Place(torch.device("cpu"), torch.float32)
 
 
 @dataclass
@@ -89,7 +96,7 @@ def _bfloat16_pays(kind: str) -> bool:
     """CUDA: if the card has it. CPU: if a short probe finds its matrix products clearly faster."""
     if kind == "cuda":
         return bool(torch.cuda.is_bf16_supported())
-    if kind != "cpu":
+    if kind != "cpu" or os.environ.get("WORLD_SIZE", "1") != "1":  # processes might find differently
         return False
     seconds = {torch.float32: 0.0, torch.bfloat16: 0.0}
     for dtype in seconds:
@@ -108,7 +115,7 @@ def _bfloat16_pays(kind: str) -> bool:
 
 
 @contextmanager
-def _from_the_hub(name: str) -> Iterator[None]:
+def from_the_hub(name: str) -> Iterator[None]:
     """Turn what transformers says about a model that is not there into one sentence."""
     try:
         yield
@@ -132,7 +139,7 @@ def _quietly() -> None:
     logging.disable_progress_bar()
 
 
-def _source(name: str) -> tuple[str, dict[str, str]]:
+def locate(name: str) -> tuple[str, dict[str, str]]:
     """The arguments by which transformers finds ``name``."""
     path = Path(name)
     if path.suffix == ".gguf":
@@ -149,12 +156,12 @@ def load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     _quietly()
-    source, arguments = _source(name)
-    with _from_the_hub(name):
+    source, arguments = locate(name)
+    with from_the_hub(name):
         return AutoTokenizer.from_pretrained(source, **arguments)
 
 
-def load_policy(name: str, place: Place, *, train: bool = False, template: str = "") -> Loaded:
+def load_policy(name: str, place: Place, *, train: bool = False, template: str = "", quantize: str = "none") -> Loaded:
     """Load a causal language model.
 
     Args:
@@ -162,26 +169,45 @@ def load_policy(name: str, place: Place, *, train: bool = False, template: str =
         place: from ``place``. Weights are float32 for training, else of the place's dtype.
         train: load for training.
         template: chat template text that replaces the tokenizer's own.
+        quantize: "nf4" holds the linear layers in four bits; only adapters can learn then.
     """
     from transformers import AutoModelForCausalLM
 
     _quietly()
-    source, arguments = _source(name)
+    source, arguments = locate(name)
     dtype = torch.float32 if train else place.dtype
-    with _from_the_hub(name):
-        if (Path(name) / "adapter_config.json").is_file():
+    with from_the_hub(name):
+        if quantize == "nf4":
+            model = _load_nf4(AutoModelForCausalLM, name, place, dtype)
+        elif _is_adapter(name):
             from peft import AutoPeftModelForCausalLM
 
             model = AutoPeftModelForCausalLM.from_pretrained(source, dtype=dtype).merge_and_unload()
             model.requires_grad_(True)  # peft had frozen what is now an ordinary model
         else:
             model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **arguments)
-    if arguments:
+    if arguments and quantize == "none":
         _forget_quantisation(model)
     tokenizer = load_tokenizer(name)
     if template:
         tokenizer.chat_template = template
-    return _loaded(model, tokenizer, place, name)
+    return assemble(model, tokenizer, place, name)
+
+
+def _is_adapter(name: str) -> bool:
+    return (Path(name) / "adapter_config.json").is_file()
+
+
+def _load_nf4(kind: Any, name: str, place: Place, dtype: torch.dtype) -> Any:
+    """A model in four bits; an adapter or a GGUF file is made an ordinary folder first, for a while."""
+    arguments = weights.nf4(place, reward="SequenceClassification" in kind.__name__)
+    with tempfile.TemporaryDirectory(prefix="xwin-") as folder:
+        if _is_adapter(name) or name.endswith(".gguf"):
+            save(load_policy(name, CPU, train=True), Path(folder) / "model")
+            name = f"{folder}/model"
+        model = kind.from_pretrained(name, dtype=dtype, **arguments)
+    weights.settle(model)
+    return model
 
 
 def _forget_quantisation(model: Any) -> None:
@@ -192,20 +218,22 @@ def _forget_quantisation(model: Any) -> None:
         del model.config.quantization_config
 
 
-def _loaded(model: Any, tokenizer: Any, place: Place, name: str) -> Loaded:
+def assemble(model: Any, tokenizer: Any, place: Place, name: str) -> Loaded:
+    """A model on its device with its tokenizer, template and stop tokens."""
     eos = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     stops = eos if isinstance(eos, list) else [] if eos is None else [eos]
-    model.to(place.device).eval()
-    return Loaded(model, tokenizer, Template(tokenizer, stops), place, name)
+    if model.device.type != "meta":
+        model.to(place.device)
+    return Loaded(model.eval(), tokenizer, Template(tokenizer, stops), place, name)
 
 
-def load_reward(name: str, place: Place, *, train: bool = False) -> Loaded:
-    """Load a reward model: a ``<X>ForSequenceClassification`` folder with one label."""
+def load_reward(name: str, place: Place, *, train: bool = False, quantize: str = "none") -> Loaded:
+    """Load a reward model: a ``<X>ForSequenceClassification`` folder with one label; else as ``load_policy``."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     _quietly()
-    source, _ = _source(name)
-    with _from_the_hub(name):
+    source, _ = locate(name)
+    with from_the_hub(name):
         config = AutoConfig.from_pretrained(source)
         kinds = config.architectures or []
         if not any(k.endswith("ForSequenceClassification") for k in kinds) or config.num_labels != 1:
@@ -214,37 +242,41 @@ def load_reward(name: str, place: Place, *, train: bool = False) -> Loaded:
                 "make one with xwin train-rm",
             )
         dtype = torch.float32 if train else place.dtype
-        model = AutoModelForSequenceClassification.from_pretrained(source, dtype=dtype)
+        if quantize == "nf4":
+            model = _load_nf4(AutoModelForSequenceClassification, name, place, dtype)
+        else:
+            model = AutoModelForSequenceClassification.from_pretrained(source, dtype=dtype)
     tokenizer = load_tokenizer(name)
     if config.pad_token_id is None or config.pad_token_id == config.eos_token_id:
         warn(f"{name}: pad = eos, so other loaders may read its score one token early; ours reads the last token")
-    return _loaded(model, tokenizer, place, name)
+    return assemble(model, tokenizer, place, name)
 
 
-def new_reward(name: str, place: Place, seed: int) -> Loaded:
-    """A reward model from a policy: its backbone, a fresh head N(0, 1/(h+1)), a pad token that is not eos.
+def new_reward(name: str, place: Place, seed: int, *, quantize: str = "none") -> Loaded:
+    """A reward model from a policy: its body, a fresh head N(0, 1/(h+1)), a pad token that is not eos.
 
-    (Stiennon et al. 2020, arXiv 2009.01325: the head's standard deviation is 1/sqrt(h+1).)
+    (Stiennon et al. 2020, arXiv 2009.01325: the head's standard deviation is 1/sqrt(h+1).) ``quantize`` as in
+    ``load_policy``; the head stays float32.
     """
     from transformers import AutoModelForSequenceClassification
 
-    policy = load_policy(name, place, train=True)
+    policy = load_policy(name, place, train=True, quantize=quantize)
     config = policy.model.config
     config.num_labels = 1
     config.architectures = None
     pad = _spare_pad(policy)
-    model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
-    prefix = model.base_model_prefix
     if pad >= config.get_text_config().vocab_size:
         policy.model.resize_token_embeddings(pad + 1)
-        model.resize_token_embeddings(pad + 1)
-    getattr(model, prefix).load_state_dict(policy.model.base_model.state_dict())
+    with torch.device("meta"):  # its body is the policy's
+        model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+    setattr(model, model.base_model_prefix, policy.model.base_model)
     model.config.pad_token_id = pad
+    if quantize == "nf4":
+        model.is_loaded_in_4bit = True  # peft asks
     h = model.score.weight.shape[1]
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        model.score.weight.copy_(torch.randn(1, h, generator=generator) / (h + 1) ** 0.5)
-    return _loaded(model, policy.tokenizer, place, name)
+    model.score.weight = torch.nn.Parameter(torch.randn(1, h, generator=generator) / (h + 1) ** 0.5)
+    return assemble(model, policy.tokenizer, place, name)
 
 
 def _spare_pad(policy: Loaded) -> int:
@@ -262,58 +294,6 @@ def _spare_pad(policy: Loaded) -> int:
     return int(tokenizer.pad_token_id)
 
 
-# -- which weights learn
-
-
-def layers(model: Any) -> Any:
-    """The decoder layers of a transformers model (its longest ModuleList of equal blocks)."""
-    lists = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) > 0]
-    return max(lists, key=len)
-
-
-def adapt(loaded: Loaded, config: settings.Adapt) -> list[tuple[str, torch.nn.Parameter]]:
-    """Choose the weights that learn, per ``--lora-r`` and ``--train-top``; returns them by name."""
-    model = loaded.model
-    top = config.train_top
-    depth = len(layers(model))
-    if top > depth:
-        raise XwinError(f"--train-top is {top}, but {loaded.name} has {depth} layers")
-    if config.keep_adapter and not config.lora_r:
-        raise XwinError("--keep-adapter needs --lora-r", "without LoRA there is no adapter")
-    if config.lora_r:
-        loaded.adapter = _add_lora(model, config, range(depth - top, depth) if top else None)
-    elif top:
-        model.requires_grad_(False)
-        for block in list(layers(model))[depth - top :]:
-            block.requires_grad_(True)
-        for name, module in model.named_modules():
-            if name.endswith(("norm", "ln_f", "score", "final_layernorm")) and ".layers." not in name:
-                module.requires_grad_(True)
-    chosen = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    count, whole = sum(p.numel() for _, p in chosen), sum(p.numel() for p in model.parameters())
-    say(f"training {count / 1e6:.1f}M of {whole / 1e6:.1f}M parameters")
-    return chosen
-
-
-def _add_lora(model: Any, config: settings.Adapt, only: range | None) -> Any:
-    from peft import LoraConfig, TaskType, get_peft_model
-
-    reward = hasattr(model, "score")
-    return get_peft_model(
-        model,
-        LoraConfig(
-            r=config.lora_r,
-            lora_alpha=config.lora_alpha or 2 * config.lora_r,
-            lora_dropout=0.0,
-            target_modules="all-linear",
-            exclude_modules=["score"] if reward else None,
-            layers_to_transform=list(only) if only else None,
-            modules_to_save=["score"] if reward else None,
-            task_type=TaskType.SEQ_CLS if reward else TaskType.CAUSAL_LM,
-        ),
-    )
-
-
 # -- saving
 
 
@@ -328,12 +308,12 @@ def save(loaded: Loaded, out: str | Path, *, keep_adapter: bool = False) -> None
     part.mkdir(parents=True)
     try:
         if loaded.adapter is not None and keep_adapter:
-            loaded.adapter.save_pretrained(part)
+            _save_adapter(loaded, part)
         else:
-            if loaded.adapter is not None:
-                loaded.model, loaded.adapter = loaded.adapter.merge_and_unload(), None
-            _check_finite(loaded)
-            loaded.model.save_pretrained(part)
+            model = _merged(loaded)
+            _check_finite(model, loaded.name)
+            with _unwrapped():
+                model.save_pretrained(part)
         loaded.tokenizer.init_kwargs.pop("local_files_only", None)  # says how it was read, not what it is
         loaded.tokenizer.save_pretrained(part)
         replace_folder(part, out)
@@ -341,6 +321,41 @@ def save(loaded: Loaded, out: str | Path, *, keep_adapter: bool = False) -> None
         raise XwinError(f"{out}: cannot write the model: {e.strerror or e}") from e
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _save_adapter(loaded: Loaded, folder: Path) -> None:
+    if Path(loaded.name).exists():  # so that it opens from any working directory
+        loaded.adapter.peft_config["default"].base_model_name_or_path = str(Path(loaded.name).resolve())
+    loaded.adapter.save_pretrained(folder)
+
+
+def _merged(loaded: Loaded) -> Any:
+    """The model with its adapter merged in: for good, unless it is in nf4, which merging would round once more."""
+    if loaded.adapter is not None and weights.is_nf4(loaded.model):
+        from peft import PeftModel
+
+        say(f"merging the adapter into the weights of {loaded.name} in float32, read anew: nf4 would round the sum")
+        reward = hasattr(loaded.model, "score")
+        whole = new_reward(loaded.name, CPU, 0) if reward else load_policy(loaded.name, CPU, train=True)
+        with tempfile.TemporaryDirectory(prefix="xwin-") as folder:
+            loaded.adapter.save_pretrained(folder)
+            return PeftModel.from_pretrained(whole.model, folder).merge_and_unload()
+    if loaded.adapter is not None:
+        loaded.model, loaded.adapter = loaded.adapter.merge_and_unload(), None
+    return loaded.model
+
+
+@contextmanager
+def _unwrapped() -> Iterator[None]:
+    """While saving, accelerate would import DeepSpeed (seconds) just to see that the model is not wrapped in it."""
+    hidden = "deepspeed" not in sys.modules
+    if hidden:
+        sys.modules["deepspeed"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if hidden:
+            del sys.modules["deepspeed"]
 
 
 def replace_folder(new: Path, out: Path) -> None:
@@ -353,7 +368,7 @@ def replace_folder(new: Path, out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _check_finite(loaded: Loaded) -> None:
-    for name, p in loaded.model.named_parameters():
+def _check_finite(model: Any, source: str) -> None:
+    for name, p in model.named_parameters():
         if not bool(torch.isfinite(p).all()):
-            raise XwinError(f"{loaded.name}: the weight {name} is not finite, so nothing was saved", "lower --lr")
+            raise XwinError(f"{source}: the weight {name} is not finite, so nothing was saved", "lower --lr")

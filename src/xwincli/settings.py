@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from xwincli.errors import USAGE, XwinError
+
 
 def flag(
     default: Any = dataclasses.MISSING,
@@ -79,6 +81,7 @@ class Optim:
     warmup: float = flag(0.03, "share of the steps to warm up over", low=0.0, high=1.0)
     weight_decay: float = flag(0.0, "decoupled weight decay", low=0.0)
     clip: float = flag(1.0, "largest gradient norm; 0 turns clipping off", low=0.0)
+    optimizer: str = flag("adamw", "adamw8bit: its state in a quarter of the memory", choices=("adamw", "adamw8bit"))
     epochs: int = flag(1, "passes over the data", low=1)
     batch: int = flag(128, "sequences (or pairs, or prompts) per update, exactly", low=1)
     max_tokens_per_row: int = flag(
@@ -94,6 +97,28 @@ class Adapt:
     lora_alpha: float = flag(0.0, "LoRA's alpha; 0 means twice the rank", low=0.0)
     keep_adapter: bool = flag(False, "save the adapter instead of merging it into the weights")
     train_top: int = flag(0, "train only the top K layers (and the head); 0 trains all", low=0)
+    quantize: str = flag("none", "with --lora-r: hold the other weights in four bits", choices=("none", "nf4"))
+    checkpointing: bool = flag(False, "compute each layer twice and keep less for backward", execution=True)
+
+    def __post_init__(self) -> None:
+        if self.quantize != "none" and not self.lora_r:
+            raise XwinError(f"--quantize {self.quantize} needs --lora-r", "weights of four bits cannot learn", USAGE)
+
+
+@dataclass(kw_only=True)
+class Cluster:
+    """How many processes learn together, and who holds the weights."""
+
+    gpus: int = flag(1, "processes, one a GPU; with --device cpu they share the CPU", execution=True, low=1)
+    zero: int = flag(
+        0, "DeepSpeed ZeRO stage: 1 shares optimizer state out, 2 gradients, 3 weights", execution=True, low=0, high=3
+    )
+    offload: str = flag(
+        "none", "with --zero: what waits in CPU memory", execution=True, choices=("none", "optimizer", "all")
+    )
+
+
+TRACKERS = ("none", "tensorboard", "wandb")
 
 
 @dataclass(kw_only=True)
@@ -103,12 +128,37 @@ class Run:
     out: str = flag(help="folder to make")
     seed: int = flag(0, "of shuffles and new weights")
     limit: int = flag(0, "use only the first rows; 0 uses all", low=0)
-    max_drop: float = flag(
-        1.0, "stop (exit 4) where a larger share of the rows is left out", execution=True, low=0.0, high=1.0
+    track: str = flag(
+        "none", "where metrics go too; wandb stays offline unless WANDB_MODE is set", execution=True, choices=TRACKERS
     )
     force: bool = flag(False, "start anew even if the result or a checkpoint is there", execution=True)
     device: Device = group(Device)
     adapt: Adapt = group(Adapt)
+    cluster: Cluster = group(Cluster)
+
+
+@dataclass(kw_only=True)
+class RowsRun(Run):
+    """What the stages that learn from given rows take besides."""
+
+    max_drop: float = flag(
+        1.0, "stop (exit 4) where a larger share of the rows is left out", execution=True, low=0.0, high=1.0
+    )
+    show: int = flag(
+        0, "print this many rows, what is learned green or in [[ ]], and stop: nothing is made", execution=True, low=0
+    )
+    plan: bool = flag(
+        False, "print steps, memory, time and what fits 24, 48 and 80 GB, and stop: no weights loaded", execution=True
+    )
+
+
+@dataclass(kw_only=True)
+class Probe:
+    """A few fixed prompts that are answered before, during and after training."""
+
+    probe: int = flag(0, "how many: watch length, stops, repetition and warn; 0 is off", execution=True, low=0)
+    probe_every: int = flag(0, "steps between; 0: as often as takes about 5 % of the time", execution=True, low=0)
+    probe_tokens: int = flag(64, "new tokens per answer at most", execution=True, low=1)
 
 
 def values(config: Any, *, execution: bool | None = None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import micro
 from xwincli import flags, manifest, models, scoring
 from xwincli.errors import LIMIT, USAGE, XwinError
 from xwincli.stages import dpo, sft
+from xwincli.train import loop
 
 CPU = {"device": "cpu", "dtype": "float32"}
 WORDS = ["tea", "rain", "fox", "moon", "river", "dog", "sun", "coffee"]
@@ -128,16 +130,40 @@ def test_a_reference_file_of_something_else_is_refused(policy, pairs, tmp_path):
         run(tmp_path / "b", other, pairs, reference=file)
     with pytest.raises(XwinError, match="not a file of reference log-probabilities"):
         run(tmp_path / "b", policy, pairs, reference=str(pairs))
-    assert not (tmp_path / "b").exists()
+    assert not list(tmp_path.glob("b*"))  # refused before anything is made
 
 
-def test_another_reference_model(policy, pairs, tmp_path):
+def test_another_reference_model(policy, pairs, tmp_path, monkeypatch):
     other = micro.policy(tmp_path / "other", seed=5)
     steps = log(run(tmp_path / "a", policy, pairs, reference_model=str(other), reference=str(tmp_path / "r.jsonl")))
     assert abs(steps[0]["loss"] - 0.693147) > 1e-3
+    named = []
+    load = models.load_policy
+    monkeypatch.setattr(models, "load_policy", lambda name, *a, **k: named.append(name) or load(name, *a, **k))
     run(tmp_path / "b", policy, pairs, reference_model=str(other), reference=str(tmp_path / "r.jsonl"), beta=0.5)
+    assert named == [str(policy)]  # the file stands for the second model
     with pytest.raises(XwinError, match="made with the model"):
         run(tmp_path / "c", policy, pairs, reference=str(tmp_path / "r.jsonl"))
+
+
+def test_the_reference_model_is_gone_before_the_first_step(policy, pairs, tmp_path, monkeypatch):
+    other = micro.policy(tmp_path / "other", seed=5)
+    alive: list[weakref.ref] = []
+    load, fit = models.load_policy, loop.fit
+
+    def noted(*args, **options):
+        loaded = load(*args, **options)
+        alive.append(weakref.ref(loaded.model))
+        return loaded
+
+    def then(*args, **options):
+        assert [ref() is None for ref in alive] == [False, True]
+        return fit(*args, **options)
+
+    monkeypatch.setattr(models, "load_policy", noted)
+    monkeypatch.setattr(loop, "fit", then)
+    run(tmp_path / "a", policy, pairs, reference_model=str(other))
+    assert len(alive) == 2
 
 
 def test_of_an_adapter_the_reference_is_the_merged_model(policy, pairs, tmp_path):
@@ -177,21 +203,6 @@ def test_rows_never_change_the_weights(policy, pairs, tmp_path):
         torch.testing.assert_close(whole[name], parts[name], rtol=1e-4, atol=1e-6)
 
 
-def test_falling_chosen_responses_are_said_once(capsys):
-    from xwincli.train.dpo import watch_chosen
-
-    watch = watch_chosen()
-    for step in range(1, 60):
-        watch(step, {"chosen": -0.5 * step, "margin": 0.1 * step})
-    said = capsys.readouterr().err
-    assert said.count("warning") == 1
-    assert "--nll" in said
-    calm = watch_chosen()
-    for step in range(1, 60):
-        calm(step, {"chosen": 0.1 * step, "margin": 0.1 * step})
-    assert capsys.readouterr().err == ""
-
-
 def test_the_reference_model_must_share_the_template(policy, pairs, tmp_path):
     other = micro.policy(tmp_path / "other", seed=5)
     loaded = models.load_tokenizer(str(other))
@@ -199,3 +210,18 @@ def test_the_reference_model_must_share_the_template(policy, pairs, tmp_path):
     loaded.save_pretrained(other)
     with pytest.raises(XwinError, match="its chat template is not that of"):
         run(tmp_path / "a", policy, pairs, reference_model=str(other))
+
+
+def test_a_side_of_which_the_template_leaves_nothing_is_left_out(policy, pairs, tmp_path):
+    """A response cut inside its reasoning, under a template that shows only what follows it."""
+    thinks = micro.policy(tmp_path / "thinks")
+    tok = models.load_tokenizer(str(thinks))
+    tok.chat_template = tok.chat_template.replace("m['content']", "m['content'].split('</think>')[-1]")
+    assert "</think>" in tok.chat_template
+    tok.save_pretrained(thinks)
+    cut = [{**say("assistant", "so</think>")[0], "finish": "length"}]
+    row = {"prompt": say("user", "hi"), "chosen": say("assistant", "a"), "rejected": cut}
+    data = tmp_path / "cut.jsonl"
+    data.write_text(pairs.read_text() + json.dumps(row) + "\n")
+    out = run(tmp_path / "a", thinks, data, loss="ipo")
+    assert manifest.read(out)["counts"]["dropped"] == {"without a token on one side": 1}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 
 import pytest
 import torch
@@ -123,6 +124,67 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step():
     with pytest.raises(XwinError, match="step 3"):
         loop.update(opt, config, 1.0, "step 3")
     assert p.tolist() == [1.0, 1.0]
+
+
+def broken(policy, tmp_path, objective, units=None, **options):
+    """A run of one step over four items whose loss is ``objective(p, members)``; returns what stopped it."""
+    config = settings.Optim(lr=1.0, batch=4, **options)
+    run = folder.Folder(str(tmp_path / "m"), manifest.plan("sft", config, []), config)
+    p = torch.nn.Parameter(torch.ones(2))
+    work = loop.Work(
+        name="sft",
+        weights=[([("p", p)], 1.0)],
+        objective=lambda members: (objective(p, members), {}),
+        lengths=[3] * 4,
+        units=units or [1] * 4,
+        ids=["ada", "bob", "cyd", "dee"],
+    )
+    with pytest.raises(XwinError) as e:
+        loop.fit(work, config, 0, run, models.Place(torch.device("cpu"), torch.float32))
+    assert p.tolist() == [1.0, 1.0], "the step was taken"
+    assert not (tmp_path / "m.partial" / "metrics.jsonl").exists()
+    return e.value.message
+
+
+def test_a_loss_that_is_not_finite_is_named_by_its_row(policy, tmp_path):
+    """Item 2 alone is the cause, though it shares its row with the others."""
+    message = broken(policy, tmp_path, lambda p, members: p.sum() * sum(float("inf") if i == 2 else 1 for i in members))
+    assert message == "step 1: the loss is inf (of cyd), so the step was not taken"
+
+
+def test_a_gradient_that_is_not_finite_is_named_by_its_row(policy, tmp_path):
+    """sqrt at 0 has a finite value and an infinite slope."""
+    loss = lambda p, members: sum((p - float(i in (1, 3))).sqrt().sum() for i in members)
+    message = broken(policy, tmp_path, loss)
+    assert message.startswith("step 1: the gradient is ")
+    assert set(message.split("(of ")[1].split(")")[0].split(", ")) == {"bob", "dee"}
+
+
+def test_a_step_too_large_only_together_names_all_its_rows(policy, tmp_path):
+    message = broken(policy, tmp_path, lambda p, members: sum(p.sum() * 1.2e38 for i in members), max_tokens_per_row=12)
+    assert "of none of them alone, but of all: " in message
+    assert set(message.split("all: ")[1].split(")")[0].split(", ")) == {"ada", "bob", "cyd", "dee"}
+
+
+def test_a_second_signal_stops_at_once_but_not_an_echo_of_the_first(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    with loop.between_steps() as stopped:
+        assert not stopped()
+        signal.raise_signal(signal.SIGTERM)
+        now[0] = 0.1
+        signal.raise_signal(signal.SIGTERM)
+        assert stopped()
+        now[0] = 1.5
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_message_names_five_rows_at_most():
+    work = loop.Work(name="", weights=[], objective=None, lengths=[], units=[], ids=[*"abcdefg"])
+    assert work.shown(range(7)) == "a, b, c, d, e, …"
+    assert work.shown([0, 0, 6]) == "a, g"
+    assert loop.Work(name="", weights=[], objective=None, lengths=[], units=[]).shown([3]) == "3"
 
 
 @pytest.mark.parametrize("schedule,half,end", [("cosine", 0.5, 0.0), ("linear", 0.5, 0.0), ("constant", 1.0, 1.0)])

@@ -117,18 +117,24 @@ def test_reward(base, tmp_path, centring):
 
 
 @pytest.mark.parametrize(
-    "loss,options,terms",
+    "options,terms,count",
     [
-        ("sigmoid", {}, {}),
-        ("robust", {"label_smoothing": 0.2}, {"loss": "robust", "smoothing": 0.2}),
-        ("hinge", {}, {"loss": "hinge"}),
-        ("ipo", {}, {"loss": "ipo"}),
-        ("sigmoid_norm", {}, {"loss": "length-normalised"}),
+        ({"loss_type": "sigmoid"}, {}, 3),
+        ({"loss_type": "aot", "label_smoothing": 0.2}, {"loss": "cdpo", "smoothing": 0.2}, 1),
+        ({"loss_type": "robust", "label_smoothing": 0.2}, {"loss": "robust", "smoothing": 0.2}, 3),
+        ({"loss_type": "hinge"}, {"loss": "hinge"}, 3),
+        ({"loss_type": "ipo"}, {"loss": "ipo"}, 3),
+        ({"loss_type": "sigmoid_norm"}, {"loss": "length-normalised"}, 3),
+        ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.7]}, {"nll": 0.7}, 1),
     ],
-    ids=["sigmoid", "robust", "hinge", "ipo", "length-normalised"],
+    ids=["sigmoid", "cdpo", "robust", "hinge", "ipo", "length-normalised", "nll"],
 )
-def test_dpo(base, policy, tmp_path, loss, options, terms):
-    """Against a reference that is not the policy, so that no term is zero. (TRL's sigmoid ignores smoothing.)"""
+def test_dpo(base, policy, tmp_path, options, terms, count):
+    """Against a reference that is not the policy, so that no term is zero.
+
+    TRL's sigmoid ignores smoothing, but its sorted loss (AOT) of a single pair is cDPO; its NLL is a mean over the
+    batch's tokens, ours over each pair's, which is the same for a single pair.
+    """
     other = micro.policy(tmp_path / "other", seed=3)
     made = {"model": AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)}
     reference = AutoModelForCausalLM.from_pretrained(other, dtype=torch.float32)
@@ -136,9 +142,20 @@ def test_dpo(base, policy, tmp_path, loss, options, terms):
     def trainer(**given: Any) -> Any:
         return trl.DPOTrainer(ref_model=reference, **given)
 
-    there = theirs(trainer, trl.DPOConfig, made["model"], base, ROWS, loss_type=loss, beta=0.3, **options)
-    branches = [dpo.as_branch(policy, p) for p in PAIRS]
+    there = theirs(trainer, trl.DPOConfig, made["model"], base, ROWS[:count], beta=0.3, **options)
+    branches = [dpo.as_branch(policy, p) for p in PAIRS[:count]]
     held = models.load_policy(str(other), models.place(CPU), train=True)
     values = scoring.logprobs(held, branches)
     objective = dpo.objective(policy, branches, values, dpo.Terms(beta=0.3, **terms))
+    assert ours(policy.model, objective, count, count) == pytest.approx(there, rel=1e-4)
+
+
+def test_simpo(base, policy):
+    """Without a reference, in TRL's CPO trainer."""
+    cpo = pytest.importorskip("trl.experimental.cpo")
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    options = {"loss_type": "simpo", "cpo_alpha": 0.0, "simpo_gamma": 0.8, "beta": 2.0}
+    there = theirs(cpo.CPOTrainer, cpo.CPOConfig, model, base, ROWS, **options)
+    branches = [dpo.as_branch(policy, p) for p in PAIRS]
+    objective = dpo.objective(policy, branches, [], dpo.Terms(loss="simpo", beta=2.0, gamma=0.8))
     assert ours(policy.model, objective, len(PAIRS), len(PAIRS)) == pytest.approx(there, rel=1e-4)

@@ -10,10 +10,12 @@ computes them once: a file made of other pairs, another model or another templat
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xwincli import formats, manifest, settings
+from xwincli import formats, launch, manifest, settings
 from xwincli.errors import USAGE, XwinError
 from xwincli.records import Pair
 from xwincli.settings import flag, group
@@ -35,7 +37,7 @@ class Optim(settings.Optim):
 
 
 @dataclass(kw_only=True)
-class Config(settings.Run):
+class Config(settings.RowsRun):
     """Options of ``xwin dpo``."""
 
     data: list[str] = flag(["-"], "pairs: files, globs, hf:NAME, or - for standard input; repeatable")
@@ -49,33 +51,55 @@ class Config(settings.Run):
     reference_model: str = flag("", "another reference than --model: folder, hub name, adapter or .gguf")
     max_length: int = flag(4096, "drop (and count) pairs with a side of more tokens; nothing is cut", low=8)
     optim: Optim = group(Optim)
+    probe: settings.Probe = group(settings.Probe)
 
 
+@launch.ranks("dpo")
 def run(config: Config) -> None:
     """Train and save."""
     terms = _terms(config)
     models_ = [m for m in (config.model, config.reference_model) if m]
     plan = manifest.plan("dpo", config, [*config.data, *models_])
-    if manifest.skip_if_current(config.out, plan, config.force):
+    if not (config.show or config.plan) and manifest.skip_if_current(config.out, plan, config.force):
         return
     rows = list(formats.read(config.data, Pair, limit=config.limit))
     from xwincli import models, scoring
-    from xwincli.train import dpo, folder, loop
+    from xwincli.train import dpo, estimate, folder, health, loop, preflight, rehearsal
+    from xwincli.train.show import show
 
+    place, four = models.place(config.device), config.adapt.quantize
+    if config.plan:
+        loaded = rehearsal.sketch(config.model, place)
+    else:
+        loaded = models.load_policy(config.model, place, train=True, quantize=four)
+    branches, names, ledger = _tokenise(rows, loaded, config)
+    if config.show:
+        show(branches, loaded.tokenizer, config.show, [("chosen", "rejected")] * len(branches))
+        return
+    if config.plan:
+        answered = sum(len(r) for b in branches for r in b.responses)
+        estimate.report(loaded, branches, config, config.optim, f"{answered} response tokens")
+        return
+    preflight.report(preflight.pairs(branches, loaded.template))
+    reference = _reference(branches, loaded, config) if dpo.LOSSES[config.loss].reference else None
     run_folder = folder.Folder(config.out, plan, config, force=config.force)
-    loaded = models.load_policy(config.model, models.place(config.device), train=True)
-    branches, ledger = _tokenise(rows, loaded, config)
+    asked = [[*row.prompt, *row.chosen[:-1]] for row in rows]
+    probe = health.begin(loaded, config.probe, asked, branches, config.seed, config.cluster)
     scoring.prepare(loaded)
-    reference = _reference(branches, loaded, config) if dpo.LOSSES[config.loss].reference else []
+    held = reference() if reference else []
     work = loop.Work(
         name="dpo",
         weights=[(models.adapt(loaded, config.adapt), config.optim.lr)],
-        objective=dpo.objective(loaded, branches, reference, terms),
+        objective=dpo.objective(loaded, branches, held, terms),
         lengths=[len(b) for b in branches],
         units=[1] * len(branches),
-        watch=dpo.watch_chosen() if reference else None,
+        ids=names,
+        model=loaded.model,
+        cluster=config.cluster,
+        watch=health.together(dpo.watch_chosen(own=not config.reference_model) if reference else None, probe),
     )
     steps = loop.fit(work, config.optim, config.seed, run_folder, loaded.place)
+    run_folder.metrics = probe.close() if probe else {}
     run_folder.counts = {"in": len(rows), "pairs": len(branches), "dropped": ledger.counts(), "steps": steps}
     run_folder.finish(loaded, keep_adapter=config.adapt.keep_adapter)
 
@@ -97,8 +121,8 @@ def _terms(config: Config) -> Terms:
     return Terms(config.loss, beta, config.smoothing, config.gamma, config.nll)
 
 
-def _tokenise(rows: list[Pair], loaded: Loaded, config: Config) -> tuple[list[Branch], Ledger]:
-    """Pairs as branches; equal sides and what is too long are left out and counted."""
+def _tokenise(rows: list[Pair], loaded: Loaded, config: Config) -> tuple[list[Branch], list[str], Ledger]:
+    """Pairs as branches, with the id of each; equal sides and what is too long are left out and counted."""
     from xwincli import scoring
     from xwincli.train.dpo import as_branch
     from xwincli.train.ledger import Ledger
@@ -106,33 +130,45 @@ def _tokenise(rows: list[Pair], loaded: Loaded, config: Config) -> tuple[list[Br
     ledger = Ledger("pairs", {"too long": "raise --max-length", "with equal sides": "see xwin check"})
     limit = min(config.max_length, scoring.context(loaded))
     branches: list[Branch] = []
+    names: list[str] = []
     for row in rows:
         ids = as_branch(loaded, row)
-        if ids.responses[0] == ids.responses[1]:
+        if not all(ids.responses):
+            ledger.drop("without a token on one side", row.id)
+        elif ids.responses[0] == ids.responses[1]:
             ledger.drop("with equal sides", row.id)
         elif len(ids.prompt) + max(map(len, ids.responses)) > limit:
             ledger.drop("too long", row.id)
         else:
             ledger.keep()
             branches.append(ids)
+            names.append(row.id)
     ledger.close(config.max_drop)
-    return branches, ledger
+    return branches, names, ledger
 
 
-def _reference(branches: list[Branch], loaded: Loaded, config: Config) -> list[list[float]]:
-    """Log-probabilities under the reference: the policy as it stands now, or another model, which is then let go."""
+def _reference(branches: list[Branch], loaded: Loaded, config: Config) -> Callable[[], list[list[float]]]:
+    """What gives the log-probabilities under the reference: a file's, which is refused at once if it does not fit;
+    else those of the policy as it stands when called, or of another model, which is then let go.
+    """
     from xwincli import models, scoring
-    from xwincli.train import reference
+    from xwincli.train import parallel, reference
 
     capacity = config.optim.max_tokens_per_row
 
+    def shared(model: Loaded) -> list[list[float]]:  # every process computes some of the pairs
+        work = lambda part: scoring.logprobs(model, part, capacity)
+        return parallel.shared(branches, work, loaded.place, config.cluster)
+
     def compute() -> list[list[float]]:
         if not config.reference_model:
-            return scoring.logprobs(loaded, branches, capacity)
+            return shared(loaded)
         other = models.load_policy(config.reference_model, loaded.place, train=True)
         if other.template.digest != loaded.template.digest:
             raise XwinError(f"{config.reference_model}: its chat template is not that of {config.model}")
-        return scoring.logprobs(other, branches, capacity)
+        return shared(other)
 
-    model = config.reference_model or config.model
-    return reference.logprobs(config.reference, branches, model, loaded.template.digest, config, compute)
+    dtype = str(loaded.place.dtype).removeprefix("torch.")
+    source = reference.Source(config.reference_model or config.model, loaded.template.digest, dtype)
+    found = reference.recall(Path(config.reference), branches, source) if config.reference else None
+    return lambda: found or reference.make(config.reference, branches, source, config, compute)

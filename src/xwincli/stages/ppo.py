@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from xwincli import formats, manifest, settings
+from xwincli import formats, launch, manifest, settings
 from xwincli.console import say, warn
 from xwincli.errors import USAGE, XwinError
 from xwincli.records import Prompt
@@ -66,6 +66,7 @@ def run(config: Config) -> None:
 
 def _check(config: Config) -> None:
     """Refuse what cannot work before anything is loaded."""
+    launch.alone("ppo", config.cluster)
     options = config.rollout
     if options.score_shift != "auto":
         try:
@@ -85,15 +86,16 @@ def _load(config: Config, rows: list[Prompt]) -> tuple[Run, list[Prompt]]:
     from xwincli.train.ppo_learn import Run
 
     place = models.place(config.device)
-    policy = models.load_policy(config.model, place, train=True)
+    policy = models.load_policy(config.model, place, train=True, quantize=config.adapt.quantize)
     reward = models.load_reward(config.rm, place)
     kept = _fitting(rows, [policy, reward], config.rollout.max_tokens)
     # the reference computes just as the policy does, so that at the start their distance is exactly 0
-    reference = models.load_policy(config.reference or config.model, place, train=True)
+    four = config.adapt.quantize
+    reference = models.load_policy(config.reference or config.model, place, train=True, quantize=four)
     reference.model.requires_grad_(False)
     critic = None
     if config.rollout.advantage == "gae":
-        critic = models.load_reward(config.critic or config.rm, place, train=True)
+        critic = models.load_reward(config.critic or config.rm, place, train=True, quantize=four)
     for other in (reference, *([critic] if critic else [])):
         _check_vocabulary(policy, other)
     optim, named = config.optim, models.adapt(policy, config.adapt)

@@ -10,8 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from xwincli import formats, manifest, settings
-from xwincli.console import say
+from xwincli import formats, launch, manifest, settings
 from xwincli.records import Conversation
 from xwincli.settings import flag, group
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class Config(settings.Run):
+class Config(settings.RowsRun):
     """Options of ``xwin sft``."""
 
     data: list[str] = flag(["-"], "conversations: files, globs, hf:NAME, or - for standard input; repeatable")
@@ -30,22 +29,38 @@ class Config(settings.Run):
     template: str = flag("", "chat template in place of the tokenizer's own: vicuna, chatml or a .jinja file")
     max_length: int = flag(4096, "drop (and count) conversations with more tokens; nothing is cut", low=8)
     optim: settings.Optim = group(settings.Optim)
+    probe: settings.Probe = group(settings.Probe)
 
 
+@launch.ranks("sft")
 def run(config: Config) -> None:
     """Train and save."""
     plan = manifest.plan("sft", config, [*config.data, config.model])
-    if manifest.skip_if_current(config.out, plan, config.force):
+    if not (config.show or config.plan) and manifest.skip_if_current(config.out, plan, config.force):
         return
     rows = list(formats.read(config.data, Conversation, limit=config.limit))
     from xwincli import chat, models, scoring
-    from xwincli.train import folder, loop, sft
+    from xwincli.train import estimate, folder, health, loop, preflight, rehearsal, sft
+    from xwincli.train.show import show
 
-    run_folder = folder.Folder(config.out, plan, config, force=config.force)
     template = chat.find_template(config.template) if config.template else ""
-    loaded = models.load_policy(config.model, models.place(config.device), train=True, template=template)
-    branches, ledger = _tokenise(rows, loaded, config)
+    place, four = models.place(config.device), config.adapt.quantize
+    if config.plan:
+        loaded = rehearsal.sketch(config.model, place, template=template)
+    else:
+        loaded = models.load_policy(config.model, place, train=True, template=template, quantize=four)
+    branches, names, ledger = _tokenise(rows, loaded, config)
+    if config.show:
+        show(branches, loaded.tokenizer, config.show)
+        return
+    if config.plan:
+        estimate.report(loaded, branches, config, config.optim, f"{sum(map(sft.learned, branches))} tokens learned")
+        return
+    preflight.report(preflight.conversations(branches, loaded.template))
+    run_folder = folder.Folder(config.out, plan, config, force=config.force)
     parameters = models.adapt(loaded, config.adapt)
+    asked = [row.messages[:-1] for row in rows]
+    watch = health.begin(loaded, config.probe, asked, [], config.seed, config.cluster)
     scoring.prepare(loaded)
     work = loop.Work(
         name="sft",
@@ -53,15 +68,19 @@ def run(config: Config) -> None:
         objective=sft.objective(loaded, branches),
         lengths=[len(b) for b in branches],
         units=[sft.learned(b) for b in branches],
+        watch=watch,
+        ids=names,
+        model=loaded.model,
+        cluster=config.cluster,
     )
-    say(f"{len(branches)} rows, {sum(work.units)} of {sum(work.lengths)} tokens learned")
     steps = loop.fit(work, config.optim, config.seed, run_folder, loaded.place)
+    run_folder.metrics = watch.close() if watch else {}
     run_folder.counts = {"in": len(rows), "rows": len(branches), "dropped": ledger.counts(), "steps": steps}
     run_folder.finish(loaded, keep_adapter=config.adapt.keep_adapter)
 
 
-def _tokenise(rows: list[Conversation], loaded: Loaded, config: Config) -> tuple[list[Branch], Ledger]:
-    """Conversations as branches; what cannot be learned whole is left out and counted."""
+def _tokenise(rows: list[Conversation], loaded: Loaded, config: Config) -> tuple[list[Branch], list[str], Ledger]:
+    """Conversations as branches, with the id of each; what cannot be learned whole is left out and counted."""
     from xwincli import scoring
     from xwincli.rows import Branch
     from xwincli.train.ledger import Ledger
@@ -69,6 +88,7 @@ def _tokenise(rows: list[Conversation], loaded: Loaded, config: Config) -> tuple
     ledger = Ledger("conversations", {"too long": "raise --max-length", "without a turn to learn": "see weight"})
     limit = min(config.max_length, scoring.context(loaded))
     branches: list[Branch] = []
+    names: list[str] = []
     for row in rows:
         pieces = loaded.template.conversation(row.messages)
         if not pieces:
@@ -78,5 +98,6 @@ def _tokenise(rows: list[Conversation], loaded: Loaded, config: Config) -> tuple
         else:
             ledger.keep()
             branches += [Branch([], [ids], [learned]) for ids, learned in pieces]
+            names += [row.id] * len(pieces)
     ledger.close(config.max_drop)
-    return branches, ledger
+    return branches, names, ledger

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xwincli import formats, jsonl, manifest, settings
+from xwincli import formats, jsonl, launch, manifest, settings
 from xwincli.console import is_main, say, warn
 from xwincli.errors import XwinError
 from xwincli.records import content_id
@@ -37,7 +37,7 @@ class Optim(settings.Optim):
 
 
 @dataclass(kw_only=True)
-class Config(settings.Run):
+class Config(settings.RowsRun):
     """Options of ``xwin train-rm``."""
 
     data: list[str] = flag(["-"], "judgements, pairs or rated groups: files, globs, hf:NAME, or -; repeatable")
@@ -54,22 +54,35 @@ class Config(settings.Run):
     optim: Optim = group(Optim)
 
 
+@launch.ranks("train-rm")
 def run(config: Config) -> None:
     """Train, measure and save."""
     plan = manifest.plan("train-rm", config, [*config.data, config.model])
-    if manifest.skip_if_current(config.out, plan, config.force):
+    if not (config.show or config.plan) and manifest.skip_if_current(config.out, plan, config.force):
         return
     items, ties = _read(config)
     from xwincli import models, scoring
-    from xwincli.train import folder, loop, rm
+    from xwincli.train import estimate, folder, loop, preflight, rehearsal, rm, show
 
-    run_folder = folder.Folder(config.out, plan, config, force=config.force)
-    loaded = models.new_reward(config.model, models.place(config.device), config.seed)
+    place = models.place(config.device)
+    if config.plan:
+        loaded = rehearsal.sketch(config.model, place, reward=True)
+    else:
+        loaded = models.new_reward(config.model, place, config.seed, quantize=config.adapt.quantize)
     items, branches, ledger = _tokenise(items, loaded, config)
     held = [i for i, item in enumerate(items) if _held_out(item.prompt_id, config.valid)]
     learn = [i for i in range(len(items)) if i not in set(held)]
+    if config.show:
+        marked = [show.last_marked(b) for b in branches]
+        show.show(marked, loaded.tokenizer, config.show, [show.sides(item) for item in items])
+        return
+    if config.plan:
+        estimate.report(loaded, [branches[i] for i in learn], config, config.optim, f"{len(learn)} prompts to learn")
+        return
+    preflight.report(preflight.comparisons(items, branches, set(held), loaded))
     if not learn:
         raise XwinError("no prompt is left to train on", "see --max-length and --valid")
+    run_folder = folder.Folder(config.out, plan, config, force=config.force)
     named = models.adapt(loaded, config.adapt)
     scoring.prepare(loaded)
     head = [(n, p) for n, p in named if "score" in n]
@@ -89,6 +102,9 @@ def run(config: Config) -> None:
         ),
         lengths=[len(b) for b in taught],
         units=[1] * len(taught),
+        ids=[items[i].prompt_id for i in learn],
+        model=loaded.model,
+        cluster=config.cluster,
     )
     counts = {"prompts": len(learn), "pairs": sum(len(items[i].games) for i in learn), "held_out": len(held)}
     counts["ties"] = ties
@@ -98,6 +114,7 @@ def run(config: Config) -> None:
         )
     )
     steps = loop.fit(work, config.optim, config.seed, run_folder, loaded.place)
+    loaded.model.to(loaded.place.device)  # ZeRO stage 3 leaves the weights in CPU memory
     capacity = config.optim.max_tokens_per_row
     asked = [items[i] for i in held], [branches[i] for i in held]
     run_folder.metrics = _measure(loaded, *asked, capacity, run_folder.part / "audit.json")
@@ -105,6 +122,9 @@ def run(config: Config) -> None:
     ours = scoring.branch_rewards(loaded, branches[:4], capacity)
     run_folder.finish(loaded, keep_adapter=config.adapt.keep_adapter)
     if not config.adapt.keep_adapter:
+        if config.adapt.quantize != "none":  # saved is not what was trained, but its merge in full precision
+            loaded = models.load_reward(config.out, models.CPU)
+            ours = scoring.branch_rewards(loaded, branches[:4], capacity)
         _check_plain(config.out, loaded, branches[:4], ours)
 
 

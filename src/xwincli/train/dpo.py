@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from xwincli.console import warn
+from xwincli.errors import XwinError
 from xwincli.models import Loaded
 from xwincli.records import Message, Pair
 from xwincli.rows import Branch, lay, segment_sum
@@ -52,8 +53,16 @@ LOSSES: dict[str, Loss] = {
 def as_branch(loaded: Loaded, pair: Pair) -> Branch:
     """A pair as ids: the prompt once, then the chosen and the rejected response.
 
-    Messages before the last one of each side must be equal: they belong to the prompt.
+    Messages before the last one of each side belong to the prompt.
+
+    Raises:
+        XwinError: those messages differ between the sides, or a side ends with a tool call instead of text.
     """
+    if pair.chosen[:-1] != pair.rejected[:-1]:
+        hint = "cut both to where they part: one prompt, one answer each"
+        raise XwinError(f"pair {pair.id}: chosen and rejected differ before their last message", hint)
+    if not all(isinstance(m.get("content"), str) for m in (pair.chosen[-1], pair.rejected[-1])):
+        raise XwinError(f"pair {pair.id}: a side ends with a tool call, which is not text", "leave the pair out")
     prompt: list[Message] = [*pair.prompt, *pair.chosen[:-1]]
     sides = [(str(m["content"]), m.get("finish") != "length") for m in (pair.chosen[-1], pair.rejected[-1])]
     return branch(loaded, (prompt, sides), tail=False, any_length=True)
@@ -86,10 +95,12 @@ def objective(
     def compute(members: list[int]) -> tuple[torch.Tensor, dict[str, float]]:
         row = lay([branches[i] for i in members]).to(loaded.place.device)
         logp = segment_sum(token_logprobs(loaded, row, hidden(loaded, row)), row).view(-1, 2)
-        tokens = torch.tensor([[len(r) for r in branches[i].responses] for i in members], device=logp.device)
+        sizes = [[len(r) for r in branches[i].responses] for i in members]
+        tokens = torch.tensor(sizes, device=logp.device).view(-1, 2)
         ratio = logp
         if kind.reference:
-            ratio = logp - torch.tensor([reference[i] for i in members], dtype=torch.float64, device=logp.device)
+            held = torch.tensor([reference[i] for i in members], dtype=torch.float64, device=logp.device)
+            ratio = logp - held.view(-1, 2)
         fed = ratio / tokens if kind.per_token else ratio
         margin = fed[:, 0] - fed[:, 1]
         values = kind.value(margin, terms.beta, terms.smoothing, terms.gamma)
@@ -107,21 +118,30 @@ def objective(
     return compute
 
 
-def watch_chosen() -> Callable[[int, dict[str, float]], dict[str, float]]:
+def watch_chosen(own: bool = True) -> Callable[[int, dict[str, float]], dict[str, float]]:
     """Warn once when the chosen responses become clearly less likely while the margin grows (a watch of the loop).
 
     Log-ratios are averaged over steps (half-life about seven), since a batch's mean is noisy.
+
+    Args:
+        own: the reference is the starting model, so that both began at 0; else they began where the first step
+            that is seen finds them.
     """
+    began: dict[str, float] = {"chosen": 0.0, "margin": 0.0} if own else {}
     mean: dict[str, float] = {}
+    warned = False
 
     def watch(step: int, figures: dict[str, float]) -> dict[str, float]:
+        nonlocal warned
         for name in ("chosen", "margin"):
-            mean[name] = figures[name] if step == 1 else 0.9 * mean.get(name, figures[name]) + 0.1 * figures[name]
-        if "warned" not in mean and mean["chosen"] < -FALLEN and mean["margin"] > 0:
-            mean["warned"] = step
+            began.setdefault(name, figures[name])
+            mean[name] = 0.9 * mean.get(name, began[name]) + 0.1 * figures[name]
+        lost = began["chosen"] - mean["chosen"]
+        if not warned and lost > FALLEN and mean["margin"] > began["margin"]:
+            warned = True
             warn(
-                f"step {step}: the chosen responses lost {-mean['chosen']:.1f} nats against the reference while the "
-                "margin grows: add --nll 0.1 or more, raise --beta, or lower --lr"
+                f"step {step}: the chosen responses lost {lost:.1f} nats since the start while the margin grows: "
+                "add --nll 0.1 or more, raise --beta, or lower --lr"
             )
         return {}
 

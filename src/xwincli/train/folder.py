@@ -11,8 +11,9 @@ import msgspec
 import torch
 
 from xwincli import manifest, models
-from xwincli.console import say
+from xwincli.console import is_main, say
 from xwincli.errors import XwinError
+from xwincli.train import trackers
 
 
 class Folder:
@@ -35,7 +36,9 @@ class Folder:
         self.counts: dict[str, Any] = {}
         self.metrics: dict[str, Any] = {}
         self.part = self.out.with_name(self.out.name + ".partial")
-        self._open(force)
+        self.tracker = trackers.find(self.out, config)
+        if is_main():  # of several processes rank 0 alone puts things in order and writes
+            self._open(force)
 
     def _open(self, force: bool) -> None:
         mark, key = self.part / "key", manifest.key(self.plan)
@@ -58,9 +61,12 @@ class Folder:
         return self.part / "state.pt"
 
     def log(self, row: dict[str, Any]) -> None:
-        """Append one step's figures to ``metrics.jsonl``."""
+        """Append one step's figures to ``metrics.jsonl`` (rank 0)."""
+        if not is_main():
+            return
         with self._log_path.open("ab") as f:
             f.write(msgspec.json.encode(row) + b"\n")
+        self.tracker.log(row)
 
     def save_state(self, step: int, state: dict[str, Any]) -> None:
         """Write a checkpoint of everything ``state`` holds, atomically, replacing the last one."""
@@ -73,11 +79,14 @@ class Folder:
         new.replace(self._state_path)
 
     def load_state(self) -> dict[str, Any] | None:
-        """The last checkpoint, with the log cut back to it; None at a fresh start."""
+        """The last checkpoint, with the log cut back to it; None at a fresh start. Every process reads the same."""
         if not self._state_path.is_file():
-            self._log_path.unlink(missing_ok=True)
+            if is_main():
+                self._log_path.unlink(missing_ok=True)
             return None
         state: dict[str, Any] = torch.load(self._state_path, map_location="cpu", weights_only=True)
+        if not is_main():
+            return state
         with self._log_path.open("r+b") as f:
             f.truncate(state["logged"])
         say(f"{self.out}: going on after step {state['step']}")
@@ -102,4 +111,5 @@ class Folder:
             machine=loaded.place.facts(),
         )
         shutil.rmtree(self.part)
+        self.tracker.close()
         say(f"saved {self.out}")

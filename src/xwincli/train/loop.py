@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,13 +16,16 @@ import torch
 from xwincli.console import progress
 from xwincli.errors import XwinError
 from xwincli.models import Place
-from xwincli.settings import Optim
+from xwincli.settings import Cluster, Optim
+from xwincli.train import parallel
 from xwincli.train.folder import Folder
-from xwincli.train.plan import plan
+from xwincli.train.parallel import Engine
+from xwincli.train.plan import Rows, plan
 
 SAVE_EVERY = 120.0  # seconds of work a kill may cost
+SHOWN = 5  # items named in a message
 
-Objective = Callable[[list[int]], tuple[torch.Tensor, dict[str, float]]]
+Objective = parallel.Objective
 Parameters = Sequence[tuple[str, torch.nn.Parameter]]
 
 
@@ -30,17 +33,18 @@ Parameters = Sequence[tuple[str, torch.nn.Parameter]]
 def between_steps() -> Iterator[Callable[[], bool]]:
     """Hold a first Ctrl-C or SIGTERM until the step is over; yields a function that tells if one came.
 
-    A second one stops at once.
+    Another, a second later or more, stops at once; sooner it is the same one, told twice by a launcher that dies.
     """
-    asked: list[int] = []
+    asked: list[float] = []
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
 
     def note(number: int, frame: Any) -> None:
-        if asked:
+        now = time.monotonic()
+        if asked and now - asked[0] > 1.0:
             raise KeyboardInterrupt
-        asked.append(number)
+        asked.append(now)
 
     before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -62,13 +66,25 @@ def learning_rate(config: Optim, step: int, total: int) -> float:
 
 
 def optimizer(groups: list[tuple[Parameters, float]], config: Optim, eps: float = 1e-8) -> torch.optim.AdamW:
-    """AdamW over groups of parameters, each with its own peak learning rate."""
-    return torch.optim.AdamW(
+    """AdamW over groups of parameters, each with its own peak learning rate.
+
+    ``adamw8bit`` keeps its state in blocks of 8-bit numbers (Dettmers et al. 2022, arXiv 2110.02861); tensors under
+    4096 elements, norms and biases say, stay in 32 bits.
+    """
+    kind: Any = torch.optim.AdamW
+    if config.optimizer == "adamw8bit":
+        try:
+            from bitsandbytes.optim import AdamW8bit
+        except ImportError:
+            raise XwinError("--optimizer adamw8bit needs bitsandbytes", "pip install 'xwincli[qlora]'") from None
+        kind = AdamW8bit
+    opt: torch.optim.AdamW = kind(
         [{"params": [p for _, p in named], "lr": lr, "peak": lr} for named, lr in groups],
         betas=(0.9, 0.999),
         eps=eps,
         weight_decay=config.weight_decay,
     )
+    return opt
 
 
 def update(opt: torch.optim.Optimizer, config: Optim, share: float, what: str) -> float:
@@ -76,14 +92,9 @@ def update(opt: torch.optim.Optimizer, config: Optim, share: float, what: str) -
 
     A non-finite gradient stops the run before it can reach the weights; ``what`` tells where.
     """
-    parameters = [p for g in opt.param_groups for p in g["params"] if p.grad is not None]
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.clip or math.inf))
+    norm = parallel.take(opt, config.clip, share)
     if not math.isfinite(norm):
         raise XwinError(f"{what}: the gradient is {norm}, so the step was not taken", "lower --lr, or look at its rows")
-    for g in opt.param_groups:
-        g["lr"] = g["peak"] * share
-    opt.step()
-    opt.zero_grad(set_to_none=True)
     return norm
 
 
@@ -97,7 +108,11 @@ class Work:
         objective: one row of items -> (loss summed over its units, further sums to report).
         lengths: tokens of each item.
         units: what each item counts in the loss's denominator (learned tokens, or 1 a pair or prompt).
-        watch: called after a step with its number (1-based) and figures; returns further figures to log.
+        watch: called after a step with its number (1-based) and figures; returns further figures to log. With several
+            processes each calls it, with the same figures.
+        ids: a name of each item, for messages; without them its number.
+        model: what ``weights`` belong to (needed with ``--zero``).
+        cluster: the processes.
     """
 
     name: str
@@ -106,60 +121,122 @@ class Work:
     lengths: Sequence[int]
     units: Sequence[int]
     watch: Callable[[int, dict[str, float]], dict[str, float]] | None = None
+    ids: Sequence[str] = ()
+    model: torch.nn.Module | None = None
+    cluster: Cluster = field(default_factory=Cluster)
+
+    def shown(self, members: Sequence[int]) -> str:
+        """Items by name, up to five."""
+        names = list(dict.fromkeys(self.ids[i] if self.ids else str(i) for i in members))
+        return ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
 
 
 def fit(work: Work, config: Optim, seed: int, folder: Folder, place: Place) -> int:
-    """Plan the steps, run them all, with metrics and checkpoints in ``folder``; returns how many there were."""
-    lengths, units = work.lengths, work.units
-    steps = plan(lengths, batch=config.batch, capacity=config.max_tokens_per_row, epochs=config.epochs, seed=seed)
+    """Plan the steps, run them all, with metrics and checkpoints in ``folder``; returns how many there were.
+
+    Of several processes only rank 0 returns, with the trained weights; the others are done and end.
+    """
+    lengths, capacity, world = work.lengths, config.max_tokens_per_row, parallel.world()
+    steps = plan(lengths, batch=config.batch, capacity=capacity, world=world, epochs=config.epochs, seed=seed)
     parameters = [named for some, _ in work.weights for named in some]
     opt = optimizer(work.weights, config)
-    start = _restore(folder, parameters, opt)
+    engine = parallel.engine(opt, parameters, config.clip, work.model, work.cluster, place)
+    start = engine.restore(folder)
     saved = time.monotonic()
     with progress(work.name, len(steps), "steps", start) as bar, between_steps() as stopped:
         for step in range(start, len(steps)):
             begun = time.monotonic()
-            members = [i for row in steps[step] for i in row]
-            means = _accumulate(steps[step], work.objective, sum(units[i] for i in members), place)
             share = learning_rate(config, step, len(steps))
-            norm = update(opt, config, share, f"step {step + 1}")
+            means, norm = _step(work, engine, steps[step], share, f"step {step + 1}", place)
             seconds = time.monotonic() - begun
-            tokens = sum(lengths[i] for i in members)
+            tokens = sum(lengths[i] for rows in steps[step] for row in rows for i in row)
             figures = {**means, "lr": config.lr * share, "grad_norm": norm, "tokens": tokens, "seconds": seconds}
             if work.watch:
                 figures |= work.watch(step + 1, figures)
             folder.log({"step": step + 1, **figures})
             bar.advance(note=f"loss {means['loss']:.4f} · {tokens / seconds:.0f} tok/s")
-            if stopped() or (time.monotonic() - saved > SAVE_EVERY and step + 1 < len(steps)):
-                folder.save_state(step + 1, _state(parameters, opt))
+            due = time.monotonic() - saved > SAVE_EVERY and step + 1 < len(steps)
+            said = parallel.gather((stopped(), due))  # all must do the same: any may stop, rank 0 has the clock
+            stop = any(flag for flag, _ in said)
+            if stop or said[0][1]:
+                engine.save(folder, step + 1)
                 saved = time.monotonic()
-            if stopped():
+            if stop:
+                parallel.gather(0)  # a process that ends may take the others along: not before all is saved
                 raise KeyboardInterrupt
+    engine.finish()
+    parallel.leave()
     return len(steps)
 
 
-def _accumulate(rows: list[list[int]], objective: Objective, count: int, place: Place) -> dict[str, float]:
-    """Gradients of all rows of a step, divided once by its count; returns the loss and reports as means."""
-    sums: dict[str, float] = {}
-    for row in rows:
+def _step(
+    work: Work, engine: Engine, ranks: list[Rows], share: float, what: str, place: Place
+) -> tuple[dict[str, float], float]:
+    """One step over all processes' rows: the loss and reports as means over its units, and the gradient's norm.
+
+    Raises XwinError before the weights move if the loss or the gradient is not finite, with the rows to look at.
+    """
+    count = sum(work.units[i] for rows in ranks for row in rows for i in row)
+    mine = ranks[parallel.rank()]
+    sums, bad = _accumulate(work, engine, mine, count, place)
+    reports = parallel.gather((sums, bad))
+    total: dict[str, float] = {}
+    for part, _ in reports:
+        for key, value in part.items():
+            total[key] = total.get(key, 0.0) + value
+    means = {key: value / count for key, value in total.items()}
+    bad = [i for _, some in reports for i in some]
+    norm = math.nan if bad else engine.take(share)
+    if not math.isfinite(norm):
+        if not engine.every_row:  # each item by itself: no other process is needed for that
+            mine = [[i] for row in mine for i in row]
+            bad = [i for some in parallel.gather(_suspects(work, mine, place)) for i in some]
+        said = f"the loss is {means['loss']}" if not math.isfinite(means["loss"]) else f"the gradient is {norm}"
+        rows = work.shown(bad) if bad else work.shown([i for rows in ranks for row in rows for i in row])
+        whose = "of" if bad else "of none of them alone, but of all:"
+        raise XwinError(
+            f"{what}: {said} ({whose} {rows}), so the step was not taken", "lower --lr, or look at the rows"
+        )
+    return means, norm
+
+
+def _accumulate(work: Work, engine: Engine, rows: Rows, count: int, place: Place) -> tuple[dict[str, float], list[int]]:
+    """Add up the gradients of this process's rows, each divided by the step's count.
+
+    Returns the loss and reports as sums, and the items of rows whose loss is not finite.
+    """
+    sums: dict[str, float] = {"loss": 0.0}
+    bad: list[int] = []
+    for number, row in enumerate(rows):
+        if not row and not engine.every_row:
+            continue
         with place.autocast():
-            loss, more = objective(row)
-        (loss / count).backward()
-        for key, value in {"loss": loss.item(), **more}.items():
-            sums[key] = sums.get(key, 0.0) + value
-    return {k: v / count for k, v in sums.items()}
+            loss, more = engine.run(work.objective, row or [_shortest(work)])
+        if not row:  # it keeps the others company and counts nothing
+            loss, more = loss * 0.0, {}
+        engine.backward(loss, count, last=number + 1 == len(rows))
+        value = loss.item()
+        if not math.isfinite(value):
+            bad += row
+        for key, figure in {"loss": value, **more}.items():
+            sums[key] = sums.get(key, 0.0) + figure
+    return sums, bad
 
 
-def _state(parameters: Parameters, opt: torch.optim.AdamW) -> dict[str, Any]:
-    return {"weights": {n: p.detach() for n, p in parameters}, "optimizer": opt.state_dict()}
+def _shortest(work: Work) -> int:
+    return min(range(len(work.lengths)), key=work.lengths.__getitem__)
 
 
-def _restore(folder: Folder, parameters: Parameters, opt: torch.optim.AdamW) -> int:
-    state = folder.load_state()
-    if state is None:
-        return 0
-    with torch.no_grad():
-        for n, p in parameters:
-            p.copy_(state["weights"][n])
-    opt.load_state_dict(state["optimizer"])
-    return int(state["step"])
+def _suspects(work: Work, rows: Rows, place: Place) -> list[int]:
+    """The items of rows whose own loss or gradient is not finite; all gradients are gone afterwards."""
+    parameters = [p for named, _ in work.weights for _, p in named]
+    found: list[int] = []
+    for row in rows:
+        for p in parameters:
+            p.grad = None
+        with place.autocast():
+            loss, _ = work.objective(row)
+        loss.backward()
+        if not all(bool(torch.isfinite(t).all()) for t in (loss, *(p.grad for p in parameters if p.grad is not None))):
+            found += row
+    return found

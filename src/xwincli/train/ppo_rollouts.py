@@ -53,10 +53,10 @@ def batches(rollouts: Rollouts, optim: Optim, seed: int) -> list[Update]:
     """
     count = len(rollouts.branches)
     size = min(optim.batch or count, count)
-    steps = plan([1] * count, batch=size, capacity=size, epochs=optim.epochs, seed=seed)
+    steps = plan([1] * count, batch=size, capacity=size, world=1, epochs=optim.epochs, seed=seed)
     parts = _parts(rollouts, optim.max_tokens_per_row)
     updates: list[Update] = []
-    for (members,) in steps:
+    for ((members,),) in steps:
         chosen = [part for i in members for part in parts[i]]
         rows = pack([len(branch) for branch, _ in chosen], optim.max_tokens_per_row)
         updates.append([_batch([chosen[i] for i in row]) for row in rows])
