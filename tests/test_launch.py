@@ -28,10 +28,14 @@ CPU = ["--device", "cpu", "--dtype", "float32", "--batch", "2"]
 
 @pytest.fixture(autouse=True)
 def nobody_started_us(monkeypatch):
-    """What the code sets in the environment is gone after the test."""
+    """What the code sets in the environment, and how signals are taken, is as before after the test."""
     for name in [*RANKS, *(n for n in os.environ if n.startswith("SLURM"))]:
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, taken in before.items():
+        signal.signal(number, taken)
 
 
 def talks(file: Path, count: int = 6) -> Path:
@@ -85,6 +89,8 @@ def test_a_step_of_one_task_is_one_process(monkeypatch):
         ({"zero": 2, "offload": "all"}, "--offload all needs --zero 3, not 2"),
         ({"gpus": 2, "device": "cuda:1"}, "--gpus 2 needs more than --device cuda:1"),
         ({"gpus": 64}, "--gpus is 64, but torch sees"),
+        ({"zero": 3, "lora_r": 2, "quantize": "nf4"}, "--zero 3 cannot share out weights in nf4"),
+        ({"zero": 2, "optimizer": "adamw8bit"}, "8-bit blocks"),
     ],
 )
 def test_refused_before_anything_starts(tmp_path, options, message):
@@ -127,6 +133,7 @@ def test_only_the_first_that_fails_speaks(tmp_path, monkeypatch):
     with pytest.raises(XwinError), launch.one_voice():
         raise XwinError("first", code=4)
     assert (tmp_path / "claim").read_text() == "4"
+    assert signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGINT) == signal.SIG_IGN, "it ends anyhow"
     for error, code in ((XwinError("second", code=3), 3), (RuntimeError("third"), 1), (KeyboardInterrupt(), 130)):
         with pytest.raises(SystemExit) as e, launch.one_voice():
             raise error
@@ -154,6 +161,15 @@ def test_under_nohup_a_hang_up_ends_nothing(tmp_path, monkeypatch):
         signal.signal(signal.SIGHUP, before)
     assert [a.signals_to_handle for a in given] == ["SIGTERM,SIGINT", "SIGTERM,SIGINT,SIGHUP"]
     assert [a.nproc_per_node for a in given] == ["2", "2"]
+
+
+@pytest.mark.parametrize("option,shown", [(["--show", 1], "row 1 of 6"), (["--plan"], "0.0M parameters")])
+def test_what_only_shows_starts_no_processes(xwin, policy, tmp_path, option, shown):
+    """So it answers for a machine with more GPUs than are here."""
+    data = talks(tmp_path / "d.jsonl")
+    done = xwin("sft", "--model", policy, "--data", data, "--gpus", 64, "--out", "m", *option)
+    assert shown in done.stderr
+    assert [p.name for p in tmp_path.glob("m*")] == []
 
 
 # -- examples
@@ -211,7 +227,7 @@ def test_an_error_of_all_is_said_once(xwin, policy, tmp_path):
 
 
 BROKEN = """
-import os, signal, sys
+import ctypes, os, signal, sys
 from xwincli import cli
 from xwincli.errors import XwinError
 from xwincli.train import sft
@@ -223,6 +239,8 @@ def objective(*arguments):
         calls.append(members)
         if os.environ["RANK"] == "1" and len(calls) == 2:
             {what}
+        while {stuck} and len(calls) == 2:
+            ctypes.CDLL(None).sleep(99)
         return compute(members)
     return broken
 
@@ -231,30 +249,37 @@ cli.main(sys.argv[1:])
 """
 
 
+FAIL = 'raise XwinError("only rank 1 sees this", "mend it", 4)'
+KILL = "os.kill(os.getpid(), signal.SIGKILL)"
+
+
 @pytest.mark.parametrize(
-    "what,code,message",
+    "what,code,message,stuck",
     [
-        (
-            'raise XwinError("only rank 1 sees this", "mend it", 4)',
-            4,
-            "error: only rank 1 sees this\n  hint: mend it\n",
-        ),
-        ("os.kill(os.getpid(), signal.SIGKILL)", 1, "error: another process of this run ended without a word\n"),
+        (FAIL, 4, "error: only rank 1 sees this\n  hint: mend it\n", False),
+        (FAIL, 4, "error: only rank 1 sees this\n  hint: mend it\n", True),
+        (KILL, 1, "error: another process of this run ended without a word\n", False),
+        (KILL, 1, "error: a process of this run ended: rank 1, signal 9\n  hint: a kill without a word", True),
     ],
-    ids=["error", "kill"],
+    ids=["error", "error-stuck", "kill", "kill-stuck"],
 )
-def test_a_failure_of_one_ends_all(policy, tmp_path, monkeypatch, capfd, what, code, message):
-    """In seconds, with one message, which the process that failed writes."""
+def test_a_failure_of_one_ends_all(policy, tmp_path, monkeypatch, capfd, what, code, message, stuck):
+    """In seconds, with one message, which the process that failed writes.
+
+    Also where the other waits for it in a library that returns neither then nor at a signal, as NCCL may.
+    """
     script = tmp_path / "broken.py"
-    script.write_text(BROKEN.format(what=what))
+    script.write_text(BROKEN.format(what=what, stuck=stuck))
     start = parallel.torchrun
     monkeypatch.setattr(parallel, "torchrun", lambda n, command, folder: start(n, [str(script), *command[2:]], folder))
     data = str(talks(tmp_path / "d.jsonl"))
     options = {"data": [data], "model": str(policy), "device": "cpu", "dtype": "float32", "batch": 2, "gpus": 2}
     begun = time.monotonic()
-    with pytest.raises(SystemExit) as e:
+    with pytest.raises((SystemExit, XwinError)) as e:
         sft.run(config(tmp_path, **options))
     said = capfd.readouterr().err
+    if isinstance(e.value, XwinError):  # which the command line prints
+        said += f"error: {e.value.message}\n  hint: {e.value.hint}\n"
     assert e.value.code == code
     assert said.count(message) == said.count("error: ") == 1, said
     assert "Traceback" not in said

@@ -13,6 +13,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -40,13 +41,14 @@ def ranks(name: str) -> Callable[[Stage], Stage]:
         @wraps(run)
         def start(config: Any) -> None:
             cluster: settings.Cluster = config.cluster
-            _check(cluster)
+            _check(config)
             world = taking_part()
+            only_shown = config.show or config.plan  # which learns nothing, and may speak of GPUs that are not here
             if world is not None:
                 with one_voice():
                     _settle(config, world)
                     run(config)
-            elif cluster.gpus > 1 or cluster.zero:
+            elif (cluster.gpus > 1 or cluster.zero) and not only_shown:
                 _launch(name, config)
             else:
                 run(config)
@@ -85,11 +87,17 @@ def taking_part() -> int | None:
     return int(env["WORLD_SIZE"])
 
 
-def _check(cluster: settings.Cluster) -> None:
+def _check(config: Any) -> None:
+    cluster: settings.Cluster = config.cluster
     if cluster.offload != "none" and not cluster.zero:
         raise XwinError("--offload is DeepSpeed's and needs --zero", "add --zero 2 or --zero 3", USAGE)
     if cluster.offload == "all" and cluster.zero != 3:
         raise XwinError(f"--offload all needs --zero 3, not {cluster.zero}: weights are whole below it", "", USAGE)
+    if cluster.zero == 3 and config.adapt.quantize != "none":
+        raise XwinError(f"--zero 3 cannot share out weights in {config.adapt.quantize}", "use --zero 2 or none", USAGE)
+    if cluster.zero and config.optim.optimizer == "adamw8bit":
+        message = "--zero cuts the optimizer's state where its 8-bit blocks are not, so the result would depend on it"
+        raise XwinError(message, "leave --optimizer adamw8bit out: --zero shares the state out already", USAGE)
     if cluster.zero and find_spec("deepspeed") is None:
         raise XwinError("--zero needs DeepSpeed, which is not installed", "pip install 'xwincli[deepspeed]'")
 
@@ -152,7 +160,12 @@ _started = time.time()
 
 
 def _first(code: int) -> bool:
-    """True for the first process that asks; its exit code is kept."""
+    """True for the first process that asks; its exit code is kept.
+
+    Whoever asks is on its way out, so that no signal, as a launcher sends when another failed, is of use to it.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ():
+        signal.signal(number, signal.SIG_IGN)
     path = _claim()
     with suppress(OSError):
         if path.stat().st_mtime < _started - 60:  # left by processes that are long gone

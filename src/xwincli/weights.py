@@ -24,9 +24,15 @@ def layers(model: Any) -> Any:
     return max(lists, key=len)
 
 
-def adapt(loaded: Loaded, config: settings.Adapt) -> Named:
-    """Choose the weights that learn, per ``--lora-r`` and ``--train-top``; returns them by name."""
+def adapt(loaded: Loaded, config: settings.Adapt, seed: int = 0) -> Named:
+    """Choose the weights that learn, per ``--lora-r`` and ``--train-top``; returns them by name.
+
+    ``seed`` is of new adapters, which are drawn at random.
+    """
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
     chosen = choose(loaded, config)
+    torch.set_rng_state(state)
     count, whole = sum(p.numel() for _, p in chosen), sum(map(size, loaded.model.parameters()))
     say(f"training {count / 1e6:.1f}M of {whole / 1e6:.1f}M parameters")
     return chosen
@@ -42,7 +48,7 @@ def choose(loaded: Loaded, config: settings.Adapt) -> Named:
     if config.keep_adapter and not config.lora_r:
         raise XwinError("--keep-adapter needs --lora-r", "without LoRA there is no adapter")
     if config.lora_r:
-        loaded.adapter = _add_lora(model, config, range(depth - top, depth) if top else None)
+        loaded.adapter = _add_lora(model, config)
     elif top:
         model.requires_grad_(False)
         for block in list(layers(model))[depth - top :]:
@@ -60,19 +66,22 @@ def size(weight: torch.Tensor) -> int:
     return weight.numel() * (2 if type(weight).__name__ == "Params4bit" else 1)
 
 
-def _add_lora(model: Any, config: settings.Adapt, only: range | None) -> Any:
+def _add_lora(model: Any, config: settings.Adapt) -> Any:
     from peft import LoraConfig, TaskType, get_peft_model
 
     reward = hasattr(model, "score")
+    targets: str | list[str] = "all-linear"
+    if config.train_top:  # peft can name layers only beside names of their parts
+        chosen = {m for block in layers(model)[-config.train_top :] for m in block.modules()}
+        targets = [n for n, m in model.named_modules() if m in chosen and isinstance(m, torch.nn.Linear)]
     return get_peft_model(
         model,
         LoraConfig(
             r=config.lora_r,
             lora_alpha=config.lora_alpha or 2 * config.lora_r,
             lora_dropout=0.0,
-            target_modules="all-linear",
+            target_modules=targets,
             exclude_modules=["score"] if reward else None,
-            layers_to_transform=list(only) if only else None,
             modules_to_save=["score"] if reward else None,
             task_type=TaskType.SEQ_CLS if reward else TaskType.CAUSAL_LM,
         ),

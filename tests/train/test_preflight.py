@@ -203,8 +203,8 @@ def test_sft_refuses_a_mask_that_covers_the_prompts_and_makes_nothing(xwin, poli
 def test_train_rm_refuses_a_pad_that_is_eos(policy, tmp_path, monkeypatch):
     make = models.new_reward
 
-    def careless(*args):
-        loaded = make(*args)
+    def careless(*args, **more):
+        loaded = make(*args, **more)
         loaded.model.config.pad_token_id = loaded.tokenizer.eos_token_id
         return loaded
 

@@ -89,7 +89,7 @@ def run(config: Config) -> None:
     held = reference() if reference else []
     work = loop.Work(
         name="dpo",
-        weights=[(models.adapt(loaded, config.adapt), config.optim.lr)],
+        weights=[(models.adapt(loaded, config.adapt, config.seed), config.optim.lr)],
         objective=dpo.objective(loaded, branches, held, terms),
         lengths=[len(b) for b in branches],
         units=[1] * len(branches),

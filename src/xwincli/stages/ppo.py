@@ -98,10 +98,10 @@ def _load(config: Config, rows: list[Prompt]) -> tuple[Run, list[Prompt]]:
         critic = models.load_reward(config.critic or config.rm, place, train=True, quantize=four)
     for other in (reference, *([critic] if critic else [])):
         _check_vocabulary(policy, other)
-    optim, named = config.optim, models.adapt(policy, config.adapt)
+    optim, named = config.optim, models.adapt(policy, config.adapt, config.seed)
     groups = [([(f"policy.{n}", p) for n, p in named], optim.lr)]
     if critic:
-        named = models.adapt(critic, config.adapt)
+        named = models.adapt(critic, config.adapt, config.seed)
         groups.append(([(f"critic.{n}", p) for n, p in named], optim.value_lr or optim.lr))
     draw = _drawing(config, policy, kept)
     for each in (policy, reference, reward, *([critic] if critic else [])):

@@ -58,7 +58,7 @@ def run(config: Config) -> None:
         return
     preflight.report(preflight.conversations(branches, loaded.template))
     run_folder = folder.Folder(config.out, plan, config, force=config.force)
-    parameters = models.adapt(loaded, config.adapt)
+    parameters = models.adapt(loaded, config.adapt, config.seed)
     asked = [row.messages[:-1] for row in rows]
     watch = health.begin(loaded, config.probe, asked, [], config.seed, config.cluster)
     scoring.prepare(loaded)

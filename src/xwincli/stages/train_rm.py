@@ -83,7 +83,7 @@ def run(config: Config) -> None:
     if not learn:
         raise XwinError("no prompt is left to train on", "see --max-length and --valid")
     run_folder = folder.Folder(config.out, plan, config, force=config.force)
-    named = models.adapt(loaded, config.adapt)
+    named = models.adapt(loaded, config.adapt, config.seed)
     scoring.prepare(loaded)
     head = [(n, p) for n, p in named if "score" in n]
     body = [(n, p) for n, p in named if "score" not in n]

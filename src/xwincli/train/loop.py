@@ -162,7 +162,7 @@ def fit(work: Work, config: Optim, seed: int, folder: Folder, place: Place) -> i
                 engine.save(folder, step + 1)
                 saved = time.monotonic()
             if stop:
-                parallel.gather(0)  # a process that ends may take the others along: not before all is saved
+                parallel.part()  # a process that ends may take the others along: not before all is saved
                 raise KeyboardInterrupt
     engine.finish()
     parallel.leave()
@@ -193,7 +193,7 @@ def _step(
             bad = [i for some in parallel.gather(_suspects(work, mine, place)) for i in some]
         said = f"the loss is {means['loss']}" if not math.isfinite(means["loss"]) else f"the gradient is {norm}"
         rows = work.shown(bad) if bad else work.shown([i for rows in ranks for row in rows for i in row])
-        whose = "of" if bad else "of none of them alone, but of all:"
+        whose = "of" if bad else "among" if engine.every_row else "of none of them alone, but of all:"
         raise XwinError(
             f"{what}: {said} ({whose} {rows}), so the step was not taken", "lower --lr, or look at the rows"
         )

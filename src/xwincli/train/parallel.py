@@ -16,6 +16,7 @@ import math
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -26,6 +27,7 @@ from torch import distributed as dist
 from xwincli.errors import XwinError
 from xwincli.models import Place
 from xwincli.settings import Cluster
+from xwincli.train import neighbours
 from xwincli.train.folder import Folder
 
 T = TypeVar("T")
@@ -35,6 +37,8 @@ GRACE = "3600"  # seconds a step may take to end after a Ctrl-C, before torchrun
 
 
 # -- meeting
+
+_watches: list[threading.Event] = []  # on the other processes, while their work depends on each other's
 
 
 def world() -> int:
@@ -56,6 +60,7 @@ def begin(place: Place, cluster: Cluster) -> None:
         dist.init_process_group("cpu:gloo,cuda:nccl", timeout=PATIENCE)
     else:
         dist.init_process_group("gloo", timeout=PATIENCE)
+    _watches.append(neighbours.end_with(gather(neighbours.address())))
 
 
 def gather(value: T) -> list[T]:
@@ -75,11 +80,18 @@ def shared(items: Sequence[T], work: Callable[[Sequence[T]], list[Any]], place: 
     return [parts[i % count][i // count] for i in range(len(items))]
 
 
+def part() -> None:
+    """Wait until all are here; from now on each may end when it likes."""
+    gather(0)
+    while _watches:
+        _watches.pop().set()
+
+
 def leave() -> None:
     """Part after training: what follows (measuring, saving) is rank 0's alone, and every other process ends here."""
     if not dist.is_initialized():
         return
-    dist.barrier()
+    part()
     dist.destroy_process_group()
     if rank():
         raise SystemExit(0)

@@ -1,0 +1,132 @@
+"""Training beside TRL: same model, data, order, batches, optimiser and threads; separate processes taking turns.
+
+    python bench/train.py [--models S M] [--stages sft train-rm dpo] [--repeats 3] [--rows 64] [--out FILE]
+    python bench/train.py --policy runs/demo/smollm2 --pairs FILE      # on a real model and real pairs
+
+Every contender trains one epoch over the same rows in the same order with AdamW at a constant rate. Its time runs
+from the first row to the last step, DPO's reference log-probabilities included; loading, tokenising and saving do
+not count. A token is a token of a sequence as the peer sees it (a pair's prompt counts with both responses), so
+the ratio of speeds is the ratio of times. TRL stands there as it comes, and in the fastest setting that was found
+(float32, one sequence a micro-step, no gradient checkpointing, the allocator keeping its memory).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+CONTENDERS = ("xwin", "trl", "trl-default")
+BATCH = 16
+KEEP = {"MALLOC_TOP_PAD_": str(256 << 20), "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
+
+
+def prepare(folder: Path, policy: str, pairs: str, name: str, rows: int) -> None:
+    """Lay out one world: ``base``, ``rm`` (the reward model both start from), ``pairs.jsonl`` and ``order.json``."""
+    sys.path.insert(0, str(HERE))
+    import world
+
+    from xwincli import models, settings
+    from xwincli.train.plan import plan
+
+    base = Path(policy) if policy else world.policy(name, folder / "base")
+    if policy:
+        (folder / "base").symlink_to(base.resolve())
+        lines = Path(pairs).read_text().splitlines()[:rows]
+        (folder / "pairs.jsonl").write_text("\n".join(lines) + "\n")
+    else:
+        world.pairs(name, rows, folder / "pairs.jsonl")
+    read = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
+    with (folder / "talks.jsonl").open("w") as f:
+        for row in read:
+            f.write(json.dumps({"messages": [*row["prompt"], *row["chosen"]]}) + "\n")
+    place = models.place(settings.Device(device="cpu", dtype="float32"))
+    models.save(models.new_reward(str(base), place, 0), folder / "rm")
+    steps = plan([1] * len(read), batch=BATCH, capacity=1, world=1, epochs=1, seed=0)
+    order = [i for (rows,) in steps for row in rows for i in row]
+    (folder / "order.json").write_text(json.dumps(order))
+
+
+def run(contender: str, stage: str, folder: Path, dtype: str, top: int) -> dict[str, Any]:
+    """One contender on one stage in a process of its own; returns what it printed."""
+    command = [sys.executable, str(HERE / "contender.py"), contender, stage, str(folder), dtype, str(top)]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "WANDB_MODE": "offline"}
+    if contender == "trl":
+        env |= KEEP
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{done.stderr[-3000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def peak() -> float:
+    """This machine's float32 matrix products, in GFLOP/s: the best of several of 2048 x 2048."""
+    import torch
+
+    a = torch.randn(2048, 2048)
+    best = float("inf")
+    for _ in range(8):
+        start = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - start)
+    return float(2 * 2048**3 / best / 1e9)
+
+
+def table(name: str, stage: str, found: dict[str, list[dict[str, Any]]], limit: float) -> list[str]:
+    """The rows of one stage for RESULTS.md."""
+    speed = {c: [r["tokens"] / r["seconds"] for r in runs] for c, runs in found.items()}
+    losses = {c: runs[0]["losses"] for c, runs in found.items()}
+    rows = []
+    for c in found:
+        ratios = [a / b for a, b in zip(speed["xwin"], speed[c], strict=True)]
+        apart = max(abs(a - b) for a, b in zip(losses["xwin"], losses[c], strict=True))
+        used = statistics.median(r["flops"] / r["seconds"] for r in found[c]) / 1e9 / limit
+        rows.append(
+            f"| {stage} {name} | {c} | {statistics.median(speed[c]):.0f} ({min(speed[c]):.0f} – {max(speed[c]):.0f}) | "
+            f"{statistics.median(ratios):.2f} ({min(ratios):.2f} – {max(ratios):.2f}) | "
+            f"{statistics.median(r['peak'] for r in found[c]):.0f} | {apart:.1e} | {used:.2f} |"
+        )
+    return rows
+
+
+def main() -> None:
+    """Run every contender ``--repeats`` times in turn and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="*", default=["S", "M"])
+    parser.add_argument("--stages", nargs="*", default=["sft", "train-rm", "dpo"])
+    parser.add_argument("--contenders", nargs="*", default=list(CONTENDERS))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--policy", default="", help="a model folder instead of the made ones")
+    parser.add_argument("--pairs", default="", help="pairs for --policy")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--train-top", type=int, default=0)
+    args = parser.parse_args()
+    limit = peak()
+    head = "| | | tokens/s | times as fast is xwin | peak MB | losses apart by | of the matmul peak |"
+    print(f"float32 matmul peak {limit:.0f} GFLOP/s, {args.dtype}\n\n{head}\n|---|---|---|---|---|---|---|")
+    for name in [Path(args.policy).name] if args.policy else args.models:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            prepare(folder, args.policy, args.pairs, name, args.rows)
+            for stage in args.stages:
+                found: dict[str, list[dict[str, Any]]] = {c: [] for c in args.contenders}
+                for _ in range(args.repeats):
+                    for c in args.contenders:
+                        found[c].append(run(c, stage, folder, args.dtype, args.train_top))
+                        last = found[c][-1]
+                        print(f"{name} {stage} {c}: {last['tokens'] / last['seconds']:.0f}/s", file=sys.stderr)
+                print("\n".join(table(name, stage, found, limit)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
