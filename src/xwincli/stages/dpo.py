@@ -169,6 +169,8 @@ def _reference(branches: list[Branch], loaded: Loaded, config: Config) -> Callab
         return shared(other)
 
     dtype = str(loaded.place.dtype).removeprefix("torch.")
+    if config.adapt.quantize != "none" and not config.reference_model:  # the policy itself is read, in four bits
+        dtype += f" {config.adapt.quantize}"
     source = reference.Source(config.reference_model or config.model, loaded.template.digest, dtype)
     found = reference.recall(Path(config.reference), branches, source) if config.reference else None
     return lambda: found or reference.make(config.reference, branches, source, config, compute)

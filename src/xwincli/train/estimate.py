@@ -39,32 +39,35 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.row
 
 
-def memory(
-    need: Need, optimizer: str, *, cuda: bool, cluster: settings.Cluster | None = None, world: int = 1
-) -> Memory:
+def memory(need: Need, optimizer: str, *, cuda: bool, zero: int = 0, world: int = 1, half: bool = False) -> Memory:
     """A process's memory at its fullest moment.
 
     Gradients are float32. AdamW keeps two float32 numbers for each that learns; ``adamw8bit`` two bytes and two
     float32 scales a block of 256, except for small tensors. While it steps it holds another copy of all gradients
     on CUDA, where it goes over all tensors at once, and of one tensor elsewhere; the row is gone by then, so the
-    larger of the two counts. ZeRO stage 1 shares optimizer state out, 2 gradients too, 3 weights too.
+    larger of the two counts. ZeRO stage 1 shares optimizer state out, 2 gradients too, 3 weights too; in bfloat16 it
+    holds weights and gradients in two bytes and float32 weights beside the optimizer's state (Rajbhandari et al.
+    2020, arXiv 1910.02054, section 3.1).
 
     Args:
         need: from ``rehearse``.
         optimizer: ``adamw`` or ``adamw8bit``.
         cuda: computed on a graphics card.
-        cluster: for ZeRO.
+        zero: ZeRO's stage, 0 without.
         world: processes.
+        half: computed in bfloat16.
     """
-    stage = cluster.zero if cluster else 0
-    shared = [world if stage >= level else 1 for level in (3, 2, 1)]
+    shared = [world if zero >= level else 1 for level in (3, 2, 1)]
+    short = 0.5 if zero and half else 1.0
     state = 8.0 * need.trained
     if optimizer == "adamw8bit":
         state = 8.0 * need.small + (2 + 8 / 256) * (need.trained - need.small)
+    if short < 1:
+        state += 4.0 * need.trained
     step = 4.0 * (need.trained if cuda and optimizer == "adamw" else 2 * need.largest)
     return Memory(
-        weights=need.weights / shared[0],
-        gradients=4.0 * need.trained / shared[1],
+        weights=short * need.weights / shared[0],
+        gradients=short * 4.0 * need.trained / shared[1],
         optimizer=state / shared[2],
         row=max(float(need.row), step / shared[2]),
     )
@@ -145,11 +148,13 @@ def _about(
 def _memory_table(
     loaded: Loaded, asked: Need, other: Need, config: settings.Run, optim: settings.Optim, world: int
 ) -> str:
-    cuda, cluster = loaded.place.device.type == "cuda", config.cluster
-    pair = [memory(n, optim.optimizer, cuda=cuda, cluster=cluster, world=world) for n in (asked, other)]
+    cuda, zero = loaded.place.device.type == "cuda", config.cluster.zero
+    half = loaded.place.dtype == torch.bfloat16
+    pair = [memory(n, optim.optimizer, cuda=cuda, zero=zero, world=world, half=half) for n in (asked, other)]
     dtype = str(loaded.place.dtype).removeprefix("torch.")
+    held = "bfloat16" if zero and half else "float32"
     names = {
-        "weights": "weights" + (" (nf4 and float32)" if config.adapt.quantize == "nf4" else " (float32)"),
+        "weights": f"weights (nf4 and {held})" if config.adapt.quantize == "nf4" else f"weights ({held})",
         "gradients": f"gradients of {asked.trained / 1e6:.1f}M that learn",
         "optimizer": f"{optim.optimizer}'s state",
         "row": f"a row of {asked.tokens} tokens, in {dtype}",

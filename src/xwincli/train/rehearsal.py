@@ -7,8 +7,9 @@ alive and every matrix product is counted instead of being modelled by a formula
 
 from __future__ import annotations
 
+import copy
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,7 +65,7 @@ def _hollow(config: Any, reward: bool) -> Any:
 
     kind = AutoModelForSequenceClassification if reward else AutoModelForCausalLM
     with torch.device("meta"):
-        return kind.from_config(config, dtype=torch.float32)
+        return kind.from_config(copy.deepcopy(config), dtype=torch.float32)
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def rehearse(like: Loaded, adapt: settings.Adapt, branches: Sequence[Branch], dt
     depth = len(weights.layers(model))
     learn = adapt.train_top or depth
     if depth <= SHALLOW:
-        peak, flops = _run(model, like, branches, dtype)
+        *peaks, flops = _run(model, like, branches, dtype)
     else:
         few = [(1, 1), (1, 2), (2, 1)] if learn < depth else [(0, 2), (0, 3)]
         found = []
@@ -122,14 +123,14 @@ def rehearse(like: Loaded, adapt: settings.Adapt, branches: Sequence[Branch], dt
             a + (learn - moving) * (b - a) + (depth - learn - still) * (c - a)
             for a, b, c in zip(first, more[0], more[1], strict=True)
         ]
-        peak, flops = counted
+        *peaks, flops = counted
     sizes = [p.numel() for p in model.parameters() if p.requires_grad]
     return Need(
         weights=sum(_bytes(p) for p in model.parameters()),
         trained=sum(sizes),
         largest=max(sizes, default=0),
         small=sum(n for n in sizes if n < 4096),
-        row=peak,
+        row=max(peaks),
         flops=flops,
         tokens=sum(map(len, branches)),
     )
@@ -147,8 +148,12 @@ def _prepared(like: Loaded, adapt: settings.Adapt, dtype: torch.dtype, depth: in
     return model
 
 
-def _run(model: Any, like: Loaded, branches: Sequence[Branch], dtype: torch.dtype) -> tuple[int, int]:
-    """Bytes alive at most beyond weights and gradients, and operations, of a row's forward and backward."""
+def _run(model: Any, like: Loaded, branches: Sequence[Branch], dtype: torch.dtype) -> tuple[int, ...]:
+    """Bytes alive at most beyond weights and gradients, and operations, of a row's forward and backward.
+
+    The bytes are told for three stretches, since of each alone it is true that they grow evenly with depth:
+    forward with the head, backward through the layers, and through the embeddings.
+    """
     place = Place(torch.device("cpu"), dtype)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu").tie_weights()
@@ -160,15 +165,29 @@ def _run(model: Any, like: Loaded, branches: Sequence[Branch], dtype: torch.dtyp
             if p.requires_grad:
                 p.grad = torch.empty_like(p)
                 alive.ignore(p.grad)
+        peaks: list[int] = []
+
+        def part(_: Any) -> None:
+            peaks.append(alive.peak)
+            alive.peak = alive.now
+
+        def embedded(module: Any, inputs: Any, out: torch.Tensor) -> None:
+            if out.requires_grad:
+                out.register_hook(part)
+
+        model.get_input_embeddings().register_forward_hook(embedded)
         with alive:
-            _step(replace(like, model=model, place=place), lay(branches), hasattr(model, "score"))
-    return alive.peak, alive.flops
+            _step(replace(like, model=model, place=place), lay(branches), part)
+    peaks.append(alive.peak)
+    return *peaks, *[0] * (3 - len(peaks)), alive.flops
 
 
-def _step(loaded: Loaded, row: Row, reward: bool) -> None:
+def _step(loaded: Loaded, row: Row, part: Callable[[Any], None]) -> None:
+    reward = hasattr(loaded.model, "score")
     try:
         with loaded.place.autocast():
             states = scoring.hidden(loaded, row)
+            states.register_hook(part)
             out = scoring.row_rewards(loaded, row, states) if reward else scoring.token_logprobs(loaded, row, states)
         out.sum().backward()
     except DataDependentOutputException as e:
