@@ -19,6 +19,11 @@ from xwincli.errors import XwinError
 LINES = b'{"a": 1}\n{"a": 2}\n'
 
 
+def gz(data: bytes) -> bytes:
+    """The same bytes at every import: they name tests, and two workers must agree on the names."""
+    return gzip.compress(data, mtime=0)
+
+
 def refusal(call, *args):
     with pytest.raises(XwinError) as e:
         list(call(*args))
@@ -29,8 +34,8 @@ def refusal(call, *args):
     ("name", "data"),
     [
         ("x.jsonl", LINES),
-        ("x.jsonl.gz", gzip.compress(LINES)),
-        ("two.jsonl.gz", gzip.compress(LINES[:9]) + gzip.compress(LINES[9:])),
+        ("x.jsonl.gz", gz(LINES)),
+        ("two.jsonl.gz", gz(LINES[:9]) + gz(LINES[9:])),
         ("x.jsonl.zst", zstandard.compress(LINES)),
         ("two.jsonl.zst", zstandard.compress(LINES[:9]) + zstandard.compress(LINES[9:])),
     ],
@@ -56,10 +61,10 @@ def test_lines_end_at_newline_only_and_the_mark_at_the_start_goes(tmp_path):
 @pytest.mark.parametrize(
     ("name", "data", "said"),
     [
-        ("x.jsonl", gzip.compress(LINES), "looks like gzip under another name"),
+        ("x.jsonl", gz(LINES), "looks like gzip under another name"),
         ("x.jsonl", zstandard.compress(LINES), "looks like Zstandard under another name"),
         ("x.jsonl.gz", LINES, "is named .gz but is no gzip file"),
-        ("x.jsonl.zst", gzip.compress(LINES), "looks like gzip under another name"),
+        ("x.jsonl.zst", gz(LINES), "looks like gzip under another name"),
         ("x.jsonl", b"PK\x03\x04rest", "a zip archive"),
         ("x.jsonl", b"PAR1rest", "a Parquet file"),
         ("x.jsonl", b"ARROW1\0\0", "an Arrow file"),
@@ -67,8 +72,8 @@ def test_lines_end_at_newline_only_and_the_mark_at_the_start_goes(tmp_path):
         ("x.jsonl", '{"a": 1}\n'.encode("utf-16-le"), "UTF-16 text"),
         ("x.jsonl", '{"a": 1}\n'.encode("utf-16-be"), "UTF-16 text"),
         ("x.jsonl", b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
-        ("x.jsonl.gz", gzip.compress(LINES)[:-9], "gzip data is damaged"),
-        ("x.jsonl.gz", gzip.compress(LINES)[:-8] + b"12345678", "gzip data is damaged"),
+        ("x.jsonl.gz", gz(LINES)[:-9], "gzip data is damaged"),
+        ("x.jsonl.gz", gz(LINES)[:-8] + b"12345678", "gzip data is damaged"),
         ("x.jsonl.zst", zstandard.compress(LINES)[:-3], "Zstandard data is damaged"),
         ("x.jsonl.zst", zstandard.compress(LINES)[:6] + b"\xff" * 20, "Zstandard data is damaged"),
     ],
@@ -116,7 +121,7 @@ def test_no_permission(tmp_path):
     assert "permission denied" in refusal(sources.expand, [str(tmp_path / "x")])
 
 
-@pytest.mark.parametrize("data", [LINES, gzip.compress(LINES), zstandard.compress(LINES)])
+@pytest.mark.parametrize("data", [LINES, gz(LINES), zstandard.compress(LINES)])
 def test_standard_input_is_unpacked_by_its_bytes(monkeypatch, data):
     class Stdin:
         buffer = io.BufferedReader(io.BytesIO(data))
