@@ -89,6 +89,24 @@ def plan(stage: str, config: Any, sources: list[str]) -> Manifest:
     }
 
 
+def note_template(plan: Manifest, facts: dict[str, str], model: str = "") -> None:
+    """Add to a plan what made text into token ids; warns where ``model`` was made with another template.
+
+    Args:
+        plan: from ``plan()``. These facts are no part of its key: the digests of its inputs hold them.
+        facts: digests of the ``tokenizer`` and the ``template``, from ``chat.Template.facts``.
+        model: the model folder that is read as it was taught; "" where it is about to learn another template.
+    """
+    plan |= facts
+    made = read(model) if model and Path(model).is_dir() else None
+    if made and made.get("tokenizer") == facts["tokenizer"] and made.get("template") != facts["template"]:
+        from xwincli.console import warn
+
+        arguments = " ".join(made.get("config", {}).get("template_arg", []))
+        hint = f"it was made with --template-arg {arguments}" if arguments else "it was made without --template-arg"
+        warn(f"{model}: was made with another chat template or other arguments\n  hint: {hint}")
+
+
 def key(plan: Manifest) -> str:
     """A digest of what decides the result; equal keys make equal artifacts."""
     facts = {"stage": plan["stage"], "config": plan["config"], "inputs": [i.get("digest") for i in plan["inputs"]]}

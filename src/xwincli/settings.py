@@ -73,6 +73,20 @@ class Sampling:
 
 
 @dataclass(kw_only=True)
+class Chat:
+    """What the chat template is told."""
+
+    template_arg: list[str] = flag([], "KEY=VALUE the chat template reads, as enable_thinking=false; repeatable")
+
+
+@dataclass(kw_only=True)
+class Thinking:
+    """What becomes of what a response thinks before its answer."""
+
+    split_thinking: bool = flag(False, "set what stands before </think> aside: the answer alone is judged, scored")
+
+
+@dataclass(kw_only=True)
 class Optim:
     """How weights are updated (AdamW)."""
 

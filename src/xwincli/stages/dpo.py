@@ -50,6 +50,7 @@ class Config(settings.RowsRun):
     reference: str = flag("", "file of reference log-probabilities: used if it is there, else made", execution=True)
     reference_model: str = flag("", "another reference than --model: folder, hub name, adapter or .gguf")
     max_length: int = flag(4096, "drop (and count) pairs with a side of more tokens; nothing is cut", low=8)
+    chat: settings.Chat = group(settings.Chat)
     optim: Optim = group(Optim)
     probe: settings.Probe = group(settings.Probe)
 
@@ -72,6 +73,8 @@ def run(config: Config) -> None:
         loaded = rehearsal.sketch(config.model, place)
     else:
         loaded = models.load_policy(config.model, place, train=True, quantize=four)
+    loaded.template = loaded.template.given(config.chat.template_arg)
+    manifest.note_template(plan, loaded.template.facts(), config.model)
     branches, names, ledger = _tokenise(rows, loaded, config)
     if config.show:
         show(branches, loaded.tokenizer, config.show, [("chosen", "rejected")] * len(branches))
@@ -164,8 +167,8 @@ def _reference(branches: list[Branch], loaded: Loaded, config: Config) -> Callab
         if not config.reference_model:
             return shared(loaded)
         other = models.load_policy(config.reference_model, loaded.place, train=True)
-        if other.template.digest != loaded.template.digest:
-            raise XwinError(f"{config.reference_model}: its chat template is not that of {config.model}")
+        other.template = other.template.given(config.chat.template_arg, all_read=False)
+        loaded.template.check_same(other.template, config.model, config.reference_model)
         return shared(other)
 
     dtype = str(loaded.place.dtype).removeprefix("torch.")

@@ -50,6 +50,7 @@ class Config:
     limit: int = flag(0, "use only the first rows; 0 uses all", low=0)
     allow_failed: float = flag(0.0, "share of groups that may fail", low=0.0, high=1.0)
     force: bool = flag(False, "start anew even if the result or a journal is there", execution=True)
+    thinking: settings.Thinking = group(settings.Thinking)
     device: settings.Device = group(settings.Device)
 
 
@@ -183,6 +184,11 @@ def run(config: Config) -> None:
     wanted = None if config.pairs == "all" else int(config.pairs)
 
     def work(groups: list[Group]) -> Sequence[Sequence[Record]]:
+        if config.thinking.split_thinking:
+            from xwincli.chat import set_thinking_aside
+
+            for row in [*groups, *filter(None, (theirs.get(g.prompt_id) for g in groups))]:
+                set_thinking_aside(row.responses)
         if config.rate:
             return rate(judge, groups, config.rate)
         drawn = [draw(g, theirs.get(g.prompt_id), wanted, config.orders, config.seed) for g in groups]

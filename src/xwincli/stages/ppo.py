@@ -39,6 +39,8 @@ class Config(settings.Run):
     reference: str = flag("", "model the KL is measured to; empty: the starting --model")
     rows: int = flag(128, "rollouts decoded together: speed and memory, not the result", execution=True, low=1)
     rollout: Options = group(Options)
+    chat: settings.Chat = group(settings.Chat)
+    thinking: settings.Thinking = group(settings.Thinking)
     optim: Optim = group(Optim)
 
 
@@ -54,6 +56,7 @@ def run(config: Config) -> None:
 
     run_folder = folder.Folder(config.out, plan_, config, force=config.force)
     ready, kept = _load(config, rows)
+    manifest.note_template(plan_, ready.policy.template.facts(), config.model)
     options = config.rollout
     iterations = options.iterations or -(-len(kept) // options.prompts)
     rollouts = iterations * options.prompts * options.n
@@ -88,6 +91,10 @@ def _load(config: Config, rows: list[Prompt]) -> tuple[Run, list[Prompt]]:
     place = models.place(config.device)
     policy = models.load_policy(config.model, place, train=True, quantize=config.adapt.quantize)
     reward = models.load_reward(config.rm, place)
+    policy.template = policy.template.given(config.chat.template_arg)
+    reward.template = reward.template.given(config.chat.template_arg, all_read=False)
+    if reward.template.differs(policy.template.facts()):
+        warn(f"{config.rm}: reads its own chat template; the policy {config.model} writes with another")
     kept = _fitting(rows, [policy, reward], config.rollout.max_tokens)
     # the reference computes just as the policy does, so that at the start their distance is exactly 0
     four = config.adapt.quantize
@@ -97,7 +104,8 @@ def _load(config: Config, rows: list[Prompt]) -> tuple[Run, list[Prompt]]:
     if config.rollout.advantage == "gae":
         critic = models.load_reward(config.critic or config.rm, place, train=True, quantize=four)
     for other in (reference, *([critic] if critic else [])):
-        _check_vocabulary(policy, other)
+        other.template = other.template.given(config.chat.template_arg, all_read=False)
+        policy.template.check_same(other.template, config.model, other.name)
     optim, named = config.optim, models.adapt(policy, config.adapt, config.seed)
     groups = [([(f"policy.{n}", p) for n, p in named], optim.lr)]
     if critic:
@@ -138,16 +146,6 @@ def _fitting(rows: list[Prompt], readers: list[Loaded], new: int) -> list[Prompt
     return kept
 
 
-def _check_vocabulary(policy: Loaded, other: Loaded) -> None:
-    """A model that reads the policy's very token ids must mean the same by them."""
-    theirs = other.tokenizer.get_vocab()
-    if any(theirs.get(token) != i for token, i in policy.tokenizer.get_vocab().items()):
-        raise XwinError(
-            f"{other.name} reads the token ids of {policy.name}, but has another vocabulary",
-            "a critic and a reference come from the policy's family; --advantage group needs no critic",
-        )
-
-
 def _drawing(config: Config, policy: Loaded, rows: list[Prompt]) -> Callable[[list[int], int], Rollouts]:
     """How rollouts are drawn: by the native engine, as exact token ids, from the policy as it is at the time.
 
@@ -155,6 +153,7 @@ def _drawing(config: Config, policy: Loaded, rows: list[Prompt]) -> Callable[[li
     engine must go the slow way (transformers' own ``generate``), it is lent the attention from before.
     """
     from xwincli import attention
+    from xwincli.chat import split_thinking
     from xwincli.engines import Ask
     from xwincli.engines.native import Native
     from xwincli.rows import Branch
@@ -163,6 +162,10 @@ def _drawing(config: Config, policy: Loaded, rows: list[Prompt]) -> Callable[[li
     options, model = config.rollout, policy.model
     engine, plain = Native(policy, config.rows), model.config._attn_implementation
     sampling = settings.Sampling(n=options.n, temperature=options.temperature, max_tokens=options.max_tokens)
+
+    def said(ids: list[int]) -> str:
+        text = policy.template.answer(ids)
+        return split_thinking(text)[1] if config.thinking.split_thinking else text
 
     def draw(numbers: list[int], seed: int) -> Rollouts:
         asks = [
@@ -178,7 +181,7 @@ def _drawing(config: Config, policy: Loaded, rows: list[Prompt]) -> Callable[[li
                 raise drawn
             k = int(ask.key)
             branches[k] = Branch(policy.template.prompt_ids(ask.messages), [d.ids for d in drawn])
-            answers[k] = [(_text(policy, d.ids), d.finish == "stop") for d in drawn]
+            answers[k] = [(said(d.ids), d.finish == "stop") for d in drawn]
         if engine.obstacle and model.xwin_branches:
             model.set_attn_implementation(attention.NAME)
         whole = [b for b in branches if b is not None]
@@ -186,8 +189,3 @@ def _drawing(config: Config, policy: Loaded, rows: list[Prompt]) -> Callable[[li
         return Rollouts(whole, [(ask.messages, texts) for ask, texts in zip(asks, answers)])
 
     return draw
-
-
-def _text(policy: Loaded, ids: list[int]) -> str:
-    kept = ids[:-1] if ids[-1] in policy.template.stop_ids else ids
-    return str(policy.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))

@@ -18,7 +18,7 @@ import msgspec
 
 from xwincli import formats, manifest, settings
 from xwincli.console import progress, warn
-from xwincli.errors import XwinError
+from xwincli.errors import USAGE, XwinError
 from xwincli.journal import Journal
 from xwincli.records import Group, Prompt, Response, content_id, prompt_id
 from xwincli.settings import flag, group
@@ -43,6 +43,8 @@ class Config:
     limit: int = flag(0, "use only the first prompts; 0 uses all", low=0)
     allow_failed: float = flag(0.0, "share of prompts that may fail (too long)", low=0.0, high=1.0)
     force: bool = flag(False, "start anew even if the result or a journal is there", execution=True)
+    chat: settings.Chat = group(settings.Chat)
+    thinking: settings.Thinking = group(settings.Thinking)
     device: settings.Device = group(settings.Device)
 
 
@@ -58,6 +60,7 @@ def run(config: Config) -> None:
 
         engine = engines.find(config.engine, config.model, config.device, config.rows)
         journal.machine = engine.facts()
+        facts = _template(engine, plan, config)
         receipt = Receipt.of(journal.recovered())
         open_: dict[str, Prompt] = {}
         started = time.monotonic()
@@ -69,13 +72,26 @@ def run(config: Config) -> None:
                 if isinstance(answer, XwinError):
                     journal.fail(key, prompt, answer.message)
                 else:
-                    journal.add(key, [_group(prompt, answer, config)])
+                    journal.add(key, [_group(prompt, answer, config, facts)])
                     receipt.add(answer)
                 bar.advance(note=receipt.note(time.monotonic() - started))
         if not journal.order:
             raise XwinError(f"{', '.join(config.data)}: no rows")
         journal.metrics = receipt.metrics(config.unique)
         journal.metrics["tokens_per_second"] = round(receipt.fresh_tokens / max(time.monotonic() - started, 1e-9), 1)
+
+
+def _template(engine: Any, plan: manifest.Manifest, config: Config) -> dict[str, str]:
+    """Tell a policy's template its arguments; the digests of what it writes with (none where we write no template)."""
+    loaded = getattr(engine, "loaded", None)
+    if loaded is None:
+        if config.chat.template_arg:
+            raise XwinError(f"--template-arg means nothing to --engine {config.engine}", "leave it out", USAGE)
+        return {}
+    loaded.template = loaded.template.given(config.chat.template_arg)
+    facts: dict[str, str] = loaded.template.facts()
+    manifest.note_template(plan, facts, config.model)
+    return facts
 
 
 def _asks(journal: Journal, prompts: Iterable[Prompt], open_: dict[str, Prompt], n: int) -> Iterator[Ask]:
@@ -91,7 +107,12 @@ Answers = Iterator[tuple[str, "list[Response] | XwinError"]]
 
 
 def _plain(engine: Engine, asks: Iterable[Ask], config: Config) -> Answers:
-    return engine.generate(asks, config.sampling, config.seed)
+    from xwincli.chat import set_thinking_aside
+
+    for key, answer in engine.generate(asks, config.sampling, config.seed):
+        if config.thinking.split_thinking and not isinstance(answer, XwinError):
+            set_thinking_aside(answer)
+        yield key, answer
 
 
 def _distinct(engine: Engine, asks: Iterable[Ask], config: Config) -> Answers:
@@ -115,7 +136,7 @@ def _distinct(engine: Engine, asks: Iterable[Ask], config: Config) -> Answers:
                 return
 
     while True:
-        for key, answer in engine.generate(feed(), config.sampling, config.seed):
+        for key, answer in _plain(engine, feed(), config):
             ask, turn, responses = found.pop(key)
             if isinstance(answer, XwinError):
                 yield key, answer
@@ -142,8 +163,8 @@ def _first_distinct(responses: list[Response], n: int) -> list[Response]:
     return kept
 
 
-def _group(prompt: Prompt, responses: list[Response], config: Config) -> Group:
-    sampling = {**asdict(config.sampling), "seed": config.seed, "engine": config.engine}
+def _group(prompt: Prompt, responses: list[Response], config: Config, facts: dict[str, str]) -> Group:
+    sampling = {**asdict(config.sampling), "seed": config.seed, "engine": config.engine, **facts}
     if config.unique:
         sampling["unique"] = True
     carried = {f: getattr(prompt, f) for f in ("prompt", "checks", "reference", "contexts", "category", "extra")}

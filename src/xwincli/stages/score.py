@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from xwincli import formats, manifest, settings
-from xwincli.console import progress
+from xwincli.console import progress, warn
 from xwincli.errors import XwinError
 from xwincli.journal import Journal
 from xwincli.records import Group
@@ -33,6 +33,8 @@ class Config:
     seed: int = flag(0, "scoring draws nothing; taken so that every stage takes it", execution=True)
     allow_failed: float = flag(0.0, "share of groups that may fail (too long)", low=0.0, high=1.0)
     force: bool = flag(False, "start anew even if the result or a journal is there", execution=True)
+    chat: settings.Chat = group(settings.Chat)
+    thinking: settings.Thinking = group(settings.Thinking)
     device: settings.Device = group(settings.Device)
 
 
@@ -46,9 +48,12 @@ def run(config: Config) -> None:
     first = next(rows, None)
     if first is None:
         raise XwinError(f"{', '.join(config.data)}: no rows")
-    from xwincli import models, scoring
+    from xwincli import chat, models, scoring
 
     loaded = models.load_reward(config.rm, models.place(config.device))
+    loaded.template = loaded.template.given(config.chat.template_arg)
+    manifest.note_template(plan, loaded.template.facts(), config.rm)
+    warned = False
     with (
         Journal(config.out, plan, config, allow_failed=config.allow_failed, force=config.force) as journal,
         progress("score", total, "groups", len(journal.offsets)) as bar,
@@ -57,6 +62,11 @@ def run(config: Config) -> None:
         for window in scoring.windows(journal.todo(chain([first], rows)), config.window):
             fitting = []
             for key, row in window:
+                if config.thinking.split_thinking:
+                    chat.set_thinking_aside(row.responses)
+                if not warned and loaded.template.differs(row.sampling or {}):
+                    warn(f"{config.rm}: reads its own chat template; the responses were drawn with another")
+                    warned = True
                 item = (row.prompt, [(r.text, r.finish != "length") for r in row.responses])
                 try:
                     fitting.append((key, row, scoring.branch(loaded, item, tail=True)))

@@ -28,6 +28,7 @@ class Config(settings.RowsRun):
     model: str = flag(help="policy to start from: folder, hub name, adapter or .gguf")
     template: str = flag("", "chat template in place of the tokenizer's own: vicuna, chatml or a .jinja file")
     max_length: int = flag(4096, "drop (and count) conversations with more tokens; nothing is cut", low=8)
+    chat: settings.Chat = group(settings.Chat)
     optim: settings.Optim = group(settings.Optim)
     probe: settings.Probe = group(settings.Probe)
 
@@ -49,6 +50,8 @@ def run(config: Config) -> None:
         loaded = rehearsal.sketch(config.model, place, template=template)
     else:
         loaded = models.load_policy(config.model, place, train=True, template=template, quantize=four)
+    loaded.template = loaded.template.given(config.chat.template_arg)
+    manifest.note_template(plan, loaded.template.facts(), "" if config.template else config.model)
     branches, names, ledger = _tokenise(rows, loaded, config)
     if config.show:
         show(branches, loaded.tokenizer, config.show)

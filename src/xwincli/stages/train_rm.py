@@ -51,6 +51,7 @@ class Config(settings.RowsRun):
     smoothing: float = flag(0.0, "share of the preferences taken to be wrong", low=0.0, high=0.49)
     valid: float = flag(0.1, "share of the prompts held out for the accuracy", low=0.0, high=0.9)
     max_length: int = flag(4096, "drop (and count) responses with more tokens; nothing is cut", low=8)
+    chat: settings.Chat = group(settings.Chat)
     optim: Optim = group(Optim)
 
 
@@ -69,6 +70,8 @@ def run(config: Config) -> None:
         loaded = rehearsal.sketch(config.model, place, reward=True)
     else:
         loaded = models.new_reward(config.model, place, config.seed, quantize=config.adapt.quantize)
+    loaded.template = loaded.template.given(config.chat.template_arg)
+    manifest.note_template(plan, loaded.template.facts(), config.model)
     items, branches, ledger = _tokenise(items, loaded, config)
     held = [i for i, item in enumerate(items) if _held_out(item.prompt_id, config.valid)]
     learn = [i for i in range(len(items)) if i not in set(held)]

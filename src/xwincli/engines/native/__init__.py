@@ -117,14 +117,10 @@ class Native:
         return ended
 
     def _decode(self, ids: list[int]) -> str:
-        tokenizer = self.loaded.tokenizer
-        return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        return self.loaded.template.decode(ids)
 
     def _response(self, drawn: Drawn, sampling: Sampling) -> Response:
-        ids = drawn.ids
-        if ids[-1] in self.loaded.template.stop_ids:
-            ids = ids[:-1]
-        text = self._decode(ids)
+        text = self.loaded.template.answer(drawn.ids)
         text = text[: min((at for s in sampling.stop if (at := text.find(s)) >= 0), default=len(text))]
         logprob = round(drawn.logprob, 4)  # batches of other sizes round otherwise beyond this
         return Response(text=text, index=drawn.index, finish=drawn.finish, tokens=len(drawn.ids), logprob=logprob)
