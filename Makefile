@@ -66,7 +66,7 @@ clean: ## remove this recipe's run folder
 
 # ---------------------------------------------------------------- the recipe
 
-demo: all ## the whole recipe on a real 135M model: about 40 minutes on two cores
+demo: all ## the whole recipe on a real 135M model: under an hour on two cores
 all: $(RUN)/report.html ## the whole recipe with your MODEL=, PROMPTS= and JUDGE=
 	@$(XWIN) report --data $(RUN) --text --out $<
 

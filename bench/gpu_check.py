@@ -20,18 +20,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
+import world
 
 from xwincli import attention, models, scoring, settings
 from xwincli.errors import XwinError
 from xwincli.rows import Branch, Row, lay
 
-CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 LIMIT = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # relative distance of whole tensors
 
 
@@ -77,11 +73,13 @@ def row_layout(prompt: int, responses: int, length: int) -> Row:
     return lay([Branch([0] * prompt, [[0] * length] * responses), Branch([0] * (length + 1), [[0] * length] * 2)])
 
 
-def gradients(backend: str, inputs: Sequence[torch.Tensor], plan: attention.Plan, window: int) -> list[torch.Tensor]:
+def gradients(
+    backend: str, inputs: Sequence[torch.Tensor], plan: attention.Plan, window: int, softcap: float
+) -> list[torch.Tensor]:
     """Output and gradients to q, k and v of a fixed upstream gradient."""
     q, k, v, g = inputs
     leaves = [x.detach().requires_grad_() for x in (q, k, v)]
-    out = attention.compute(backend, *leaves, plan, q.shape[-1] ** -0.5, window)
+    out = attention.compute(backend, *leaves, plan, q.shape[-1] ** -0.5, window, softcap)
     return [out.detach(), *torch.autograd.grad(out, leaves, g)]
 
 
@@ -92,7 +90,7 @@ def apart(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def kernels(device: torch.device, heads: int, kv: int, size: int, prompt: int, responses: int) -> list[Finding]:
-    """Every kernel this device has, both precisions, with and without a window, beside float32 on the CPU."""
+    """Every kernel of this device in both precisions, plain, with a window, with capped scores; beside the CPU."""
     row = row_layout(prompt, responses, max(prompt // 4, 2))
     draw = torch.Generator().manual_seed(0)
     whole = [torch.randn(len(row.ids), h, size, generator=draw) for h in (heads, kv, kv, heads)]
@@ -100,17 +98,18 @@ def kernels(device: torch.device, heads: int, kv: int, size: int, prompt: int, r
     for dtype in LIMIT:
         rounded = [x.to(dtype).float() for x in whole]  # what either side is given, so that only the work differs
         inputs = [x.to(device, dtype) for x in rounded]
-        for window in (0, max(prompt // 3, 2)):
+        for window, softcap in ((0, 0.0), (max(prompt // 3, 2), 0.0), (0, 2.0)):
             here = attention.Plan(row.layout, torch.device("cpu"))
-            expected = gradients("segments", rounded, here, window)
-            for backend in attention.backends(inputs[0], inputs[2], window, 0.0):
+            expected = gradients("segments", rounded, here, window, softcap)
+            for backend in attention.backends(inputs[0], inputs[2], window, softcap):
                 plan = attention.Plan(row.layout, device)
-                gradients(backend, inputs, plan, window)  # the first call loads the kernel
+                gradients(backend, inputs, plan, window, softcap)  # the first call loads the kernel
                 meter.start()
-                found = gradients(backend, inputs, plan, window)
+                found = gradients(backend, inputs, plan, window, softcap)
                 seconds, peak = meter.read()
                 worst = max(apart(a, b) for a, b in zip(found, expected, strict=True))
-                setting = f"{str(dtype)[6:]}, {f'window {window}' if window else 'no window'}, {heads}/{kv} heads"
+                bounds = f"window {window}" if window else f"softcap {softcap:g}" if softcap else "all seen"
+                setting = f"{str(dtype)[6:]}, {bounds}, {heads}/{kv} heads"
                 good = worst <= LIMIT[dtype]
                 text = f"off by {worst:.1e}"
                 findings.append(Finding(f"attention: {backend}", setting, good, text, len(row.ids) / seconds, peak))
@@ -147,60 +146,13 @@ def long_prompt(device: torch.device, heads: int, kv: int, size: int, prompt: in
 # -- a model and its data
 
 
-def words() -> list[str]:
-    """Two hundred invented words."""
-    draw = random.Random(0)
-    return ["".join(draw.choices("bcdfglmnprst", k=1)[0] + draw.choice("aeiou") for _ in range(3)) for _ in range(200)]
-
-
-def tokenizer() -> Any:
-    """A byte-level BPE trained here, with ChatML, eos ``<|im_end|>`` and a pad of its own."""
-    from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
-    from tokenizers import models as kinds
-    from transformers import PreTrainedTokenizerFast
-
-    tok = Tokenizer(kinds.BPE())
-    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tok.decoder = decoders.ByteLevel()
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=1024,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tok.train_from_iterator([" ".join(words()), "user\n", "assistant\n"], trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tok, eos_token="<|im_end|>", pad_token="<|pad|>", chat_template=CHATML
-    )
-
-
-def make_model(folder: Path, layers: int, hidden: int, vocab: int) -> str:
-    """Write a random Qwen2 with heads of 64 (fewer where ``hidden`` is small) as an ordinary folder."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    tok = tokenizer()
-    torch.manual_seed(0)
+def shape(layers: int, hidden: int, vocab: int) -> world.Shape:
+    """Qwen2's proportions, with heads of 64 (fewer where ``hidden`` is small) and an embedding of ``vocab`` rows."""
     heads, kv = head_counts(hidden)
-    config = AutoConfig.for_model(
-        "qwen2",
-        vocab_size=max(vocab, len(tok)),
-        hidden_size=hidden,
-        intermediate_size=hidden * 38 // 7,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv,
-        max_position_embeddings=8192,
-        bos_token_id=None,
-        eos_token_id=tok.eos_token_id,
-        pad_token_id=tok.pad_token_id,
-        tie_word_embeddings=True,
+    inner = hidden * 38 // 7
+    return world.Shape(
+        family="qwen2", hidden=hidden, inner=inner, layers=layers, heads=heads, kv=kv, vocab=1024, rows=vocab
     )
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    tok.save_pretrained(folder)
-    return str(folder)
 
 
 def head_counts(hidden: int) -> tuple[int, int]:
@@ -211,7 +163,7 @@ def head_counts(hidden: int) -> tuple[int, int]:
 
 def make_data(folder: Path, rows: int, length: int) -> None:
     """Write prompts, conversations and pairs of random words."""
-    draw, lexicon = random.Random(1), words()
+    draw, lexicon = random.Random(1), world.words(200, 0)
 
     def say(role: str) -> list[dict[str, str]]:
         return [{"role": role, "content": " ".join(draw.choices(lexicon, k=length))}]
@@ -359,8 +311,10 @@ def main(argv: list[str] | None = None) -> int:
         ]
         for check in checks:
             findings += check()
-        findings += whole_model(make_model(work / "shallow", 2, args.hidden, vocab), device)
-        findings += stages(work, make_model(work / "model", args.layers, args.hidden, vocab), device, dtype, rows)
+        shallow = world.policy(shape(2, args.hidden, vocab), work / "shallow")
+        findings += whole_model(str(shallow), device)
+        model = world.policy(shape(args.layers, args.hidden, vocab), work / "model")
+        findings += stages(work, str(model), device, dtype, rows)
     named = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     table(findings, f"torch {torch.__version__} on {named}")
     return 0 if all(f.good for f in findings) else 1

@@ -23,6 +23,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import world
+
 HERE = Path(__file__).parent
 CONTENDERS = ("xwin", "trl", "trl-default")
 BATCH = 16
@@ -31,19 +33,16 @@ KEEP = {"MALLOC_TOP_PAD_": str(256 << 20), "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM
 
 def prepare(folder: Path, policy: str, pairs: str, name: str, rows: int) -> None:
     """Lay out one world: ``base``, ``rm`` (the reward model both start from), ``pairs.jsonl`` and ``order.json``."""
-    sys.path.insert(0, str(HERE))
-    import world
-
     from xwincli import models, settings
     from xwincli.train.plan import plan
 
-    base = Path(policy) if policy else world.policy(name, folder / "base")
+    base = Path(policy) if policy else world.policy(world.MODELS[name], folder / "base")
     if policy:
         (folder / "base").symlink_to(base.resolve())
         lines = Path(pairs).read_text().splitlines()[:rows]
         (folder / "pairs.jsonl").write_text("\n".join(lines) + "\n")
     else:
-        world.pairs(name, rows, folder / "pairs.jsonl")
+        world.pairs(world.MODELS[name].vocab, rows, folder / "pairs.jsonl")
     read = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
     with (folder / "talks.jsonl").open("w") as f:
         for row in read:

@@ -1,10 +1,11 @@
-"""The benchmark's models and data, made on the spot: two random models with their tokenizer, chats of mixed length."""
+"""Models and data made on the spot for benchmark and check: random weights, a tokenizer, chats of invented words."""
 
 from __future__ import annotations
 
 import json
 import math
 import random
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,25 @@ CHAT = (  # every turn ends with its stop token and nothing after it, so that al
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-MODELS: dict[str, dict[str, Any]] = {
-    "S": {"family": "llama", "hidden_size": 256, "num_hidden_layers": 4, "vocab": 4096, "heads": 4, "kv": 4},
-    "M": {"family": "qwen2", "hidden_size": 512, "num_hidden_layers": 8, "vocab": 16384, "heads": 8, "kv": 2},
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """A model's shape; ``rows`` of the embedding, where they are to be more than the tokens there are."""
+
+    family: str
+    hidden: int
+    inner: int
+    layers: int
+    heads: int
+    kv: int
+    vocab: int
+    rows: int = 0
+
+
+MODELS = {
+    "S": Shape(family="llama", hidden=256, inner=672, layers=4, heads=4, kv=4, vocab=4096),  # 5M parameters
+    "M": Shape(family="qwen2", hidden=512, inner=1344, layers=8, heads=8, kv=2, vocab=16384),  # 32M
 }
 PROMPT, RESPONSE, LONGEST = 120, 200, 1024  # mean tokens of a prompt and of a response, and the longest sequence
 
@@ -48,23 +65,24 @@ def tokenizer(vocab: int) -> Any:
     )
 
 
-def policy(name: str, folder: Path) -> Path:
-    """Write model ``name`` (S about 5M, M about 32M parameters) as an ordinary folder."""
+def policy(shape: Shape, folder: Path) -> Path:
+    """Write a random model of a shape as an ordinary folder."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging
 
-    shape = MODELS[name]
-    tok = tokenizer(shape["vocab"])
+    logging.disable_progress_bar()
+    tok = tokenizer(shape.vocab)
     torch.manual_seed(0)
     config = AutoConfig.for_model(
-        shape["family"],
-        vocab_size=shape["vocab"],
-        hidden_size=shape["hidden_size"],
-        intermediate_size=8 * shape["hidden_size"] // 3 // 32 * 32,
-        num_hidden_layers=shape["num_hidden_layers"],
-        num_attention_heads=shape["heads"],
-        num_key_value_heads=shape["kv"],
-        max_position_embeddings=4096,
+        shape.family,
+        vocab_size=max(shape.rows, shape.vocab, len(tok)),
+        hidden_size=shape.hidden,
+        intermediate_size=shape.inner,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv,
+        max_position_embeddings=8192,
         bos_token_id=None,
         eos_token_id=tok.eos_token_id,
         pad_token_id=tok.pad_token_id,
@@ -75,11 +93,15 @@ def policy(name: str, folder: Path) -> Path:
     return folder
 
 
-def pairs(name: str, count: int, file: Path, seed: int = 1) -> Path:
-    """Write ``count`` preference pairs with log-normal lengths as JSON lines (prompt, chosen, rejected)."""
+def pairs(vocab: int, count: int, file: Path, seed: int = 1) -> Path:
+    """Write ``count`` preference pairs with log-normal lengths as JSON lines (prompt, chosen, rejected).
+
+    Args:
+        vocab: of the tokenizer that will read them.
+    """
     draw = random.Random(seed)
-    lexicon = words(MODELS[name]["vocab"], 0)
-    a_word = len(tokenizer(MODELS[name]["vocab"]).encode(" ".join(lexicon))) / len(lexicon)  # in tokens
+    lexicon = words(vocab, 0)
+    a_word = len(tokenizer(vocab).encode(" ".join(lexicon))) / len(lexicon)  # in tokens
 
     def text(mean: float, sigma: float = 0.6) -> str:
         length = draw.lognormvariate(math.log(mean) - sigma**2 / 2, sigma)

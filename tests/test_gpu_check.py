@@ -12,13 +12,15 @@ import torch
 from xwincli import attention
 from xwincli.errors import XwinError
 
+BENCH = Path(__file__).parents[1] / "bench"
 MICRO = ["--device", "cpu", "--layers", "2", "--hidden", "64"]
 
 
 @pytest.fixture
 def check(monkeypatch):
     """The script as a module."""
-    spec = importlib.util.spec_from_file_location("gpu_check", Path(__file__).parents[1] / "bench" / "gpu_check.py")
+    monkeypatch.syspath_prepend(BENCH)
+    spec = importlib.util.spec_from_file_location("gpu_check", BENCH / "gpu_check.py")
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "gpu_check", module)
     spec.loader.exec_module(module)
@@ -29,9 +31,9 @@ def test_all_of_it_on_the_cpu(check, capsys):
     assert check.main(MICRO) == 0
     out = capsys.readouterr().out
     lines = [line for line in out.splitlines() if "│" in line]
-    assert sum(" ok " in line for line in lines) == len(lines) == 13
-    for part in ("attention: shared", "attention: segments", "window 4", "memory: shared", "hidden states", "xwin sft",
-                 "xwin train-rm", "xwin dpo", "xwin sample", "bfloat16", "4/2 heads"):  # fmt: skip
+    assert sum(" ok " in line for line in lines) == len(lines) == 15
+    parts = "attention: shared|attention: segments|window 4|softcap 2|memory: shared|hidden states|bfloat16|4/2 heads"
+    for part in (*parts.split("|"), "xwin sft", "xwin train-rm", "xwin dpo", "xwin sample"):
         assert part in out
 
 

@@ -2,24 +2,15 @@
 #   make all RECIPE=examples/7b-8gpu/recipe.mk MODEL=… PROMPTS=… JUDGE=…
 # Not run yet: no such machine was at hand when it was written. README.md beside this file has the notes.
 RUN      ?= runs/7b-full
-MODEL    ?= meta-llama/Llama-2-7b-chat-hf
-PROMPTS  ?= prompts
-JUDGE    ?= rules
-SEED     ?= 0
-
-DRAW     ?= --temperature 0.7 --max-tokens 1024
-N_PAIR   ?= 2
-PAIRS    ?= 1
-N_SET    ?= 64
-N_EVAL   ?= 4
 
 # PPO runs in one process and takes no --gpus, so the cluster's options stand with the stages that do.
 CLUSTER  := --gpus 8 --zero 3 --max-tokens-per-row 8192
 TRAIN    ?= --dtype bfloat16
 RM_ARGS  ?= $(CLUSTER) --lr 1e-5 --batch 128 --epochs 1
-RS_TOP   ?= 1
 SFT_ARGS ?= $(CLUSTER) --lr 2e-5 --batch 128 --epochs 3
-BETA     ?= 0.1
 DPO_ARGS ?= $(CLUSTER) --lr 5e-7 --batch 128 --epochs 1
 PPO_ARGS ?= --lora-r 64 --advantage group --iterations 50 --prompts 64 --n 8 --ppo-epochs 1 --minibatch 16 \
             --lr 1e-5 --kl 0.05
+
+# the rest as on one GPU
+include $(dir $(lastword $(MAKEFILE_LIST)))../7b-1gpu/recipe.mk

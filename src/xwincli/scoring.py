@@ -140,7 +140,7 @@ class _TargetLogprob(torch.autograd.Function):
             if pull is not None:
                 mean = p.to(w.dtype) @ w / total[:, None].to(w.dtype)
                 pull[rows] = (w[target[rows]] - mean) / temperature
-        ctx.save_for_backward(*((pull, h, w, target, out) if ctx.needs_input_grad[1] else (pull,)))
+        ctx.save_for_backward(*((pull, h, w, target) if ctx.needs_input_grad[1] else (pull,)))
         ctx.temperature = temperature
         return out
 
@@ -151,7 +151,7 @@ class _TargetLogprob(torch.autograd.Function):
         dh = pull * g[:, None].to(pull.dtype) if pull is not None else None
         if not ctx.needs_input_grad[1]:
             return dh, None, None, None
-        _, h, w, target, _ = ctx.saved_tensors
+        _, h, w, target = ctx.saved_tensors
         dw = torch.zeros_like(w)
         for at in range(0, len(h), size := _part(w)):
             rows = slice(at, at + size)
@@ -182,14 +182,14 @@ class _SummedNLL(torch.autograd.Function):
             p = z.exp_()
             mass = p.sum(-1, keepdim=True)
             total += (mass[:, 0].log() - hit).sum(dtype=torch.float64)
-            if dh is None:
+            if dh is None and dw is None:
                 continue
             p /= mass
+            p[torch.arange(len(p), device=p.device), goal] -= 1
             p = p.to(w.dtype)
-            torch.mm(p, w, out=dh[at : at + size])
-            dh[at : at + size] -= w[goal]
+            if dh is not None:
+                torch.mm(p, w, out=dh[at : at + size])
             if dw is not None:
-                p[torch.arange(len(p), device=p.device), goal] -= 1
                 dw.addmm_(p.T, part)
         ctx.save_for_backward(dh, dw)
         return total.float()
