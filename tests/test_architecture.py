@@ -28,7 +28,7 @@ GROUND = {
     "journal",
     "formats",
 }
-MODELS = {"chat", "models", "weights", "rows", "attention", "scoring", "checkpoint"}
+MODELS = {"chat", "models", "norms", "weights", "rows", "attention", "scoring", "checkpoint"}
 MAY_IMPORT = {  # part -> the parts it may import besides itself
     "cli": {"flags", "errors"},
     "flags": {"errors"},

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from xwincli import attention
+from xwincli import attention, norms
 from xwincli.console import warn
 from xwincli.errors import XwinError
 from xwincli.models import Loaded
@@ -21,7 +21,7 @@ ON_CARDS = 16  # times as many on a GPU, which wants large products: 400 MB in f
 
 
 def prepare(loaded: Loaded) -> Loaded:
-    """Switch a model to row attention if it may branch; a probe decides, not a list of names.
+    """Switch a model to row attention if it may branch, and its norms to ours; probes decide, not lists of names.
 
     The probe compares one grouped row with plain forwards. Where they differ, or the model needs something
     row attention does not implement, rows are computed one response at a time, which is slower and equal.
@@ -36,6 +36,7 @@ def prepare(loaded: Loaded) -> Loaded:
         warn(f"{loaded.name}: prompts cannot be shared ({reason}); responses are computed one by one")
         model.set_attn_implementation(before)
     model.xwin_branches = not reason
+    norms.quicken(model)
     return loaded
 
 
@@ -196,7 +197,7 @@ class _SummedNLL(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return *(None if d is None else d * grads[0].to(d.dtype) for d in ctx.saved_tensors), None
+        return *(None if d is None else d.mul_(grads[0].to(d.dtype)) for d in ctx.saved_tensors), None
 
 
 def _plain_head(loaded: Loaded) -> torch.Tensor | None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -71,7 +72,7 @@ def optimizer(groups: list[tuple[Parameters, float]], config: Optim, eps: float 
     ``adamw8bit`` keeps its state in blocks of 8-bit numbers (Dettmers et al. 2022, arXiv 2110.02861); tensors under
     4096 elements, norms and biases say, stay in 32 bits.
     """
-    kind: Any = torch.optim.AdamW
+    kind: Any = partial(torch.optim.AdamW, fused=True)
     if config.optimizer == "adamw8bit":
         try:
             from bitsandbytes.optim import AdamW8bit

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
-from xwincli import attention, models, scoring, settings, weights
+from xwincli import attention, models, norms, scoring, settings, weights
 from xwincli.errors import XwinError
 from xwincli.models import Loaded, Place
 from xwincli.rows import Branch, Row, lay
@@ -145,6 +145,7 @@ def _prepared(like: Loaded, adapt: settings.Adapt, dtype: torch.dtype, depth: in
         _pack(model, dtype)
     with torch.device("meta"):
         weights.choose(replace(like, model=model), adapt)
+    norms.quicken(model)
     return model
 
 
