@@ -30,6 +30,8 @@ from xwincli.rows import Branch, Row, lay
 
 LIMIT = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # relative distance of whole tensors
 
+ROW = 8192  # tokens a row
+
 
 @dataclass
 class Finding:
@@ -206,7 +208,9 @@ def sft(work: Path, model: str, device: settings.Device, rows: int) -> tuple[boo
     """Finetune; the loss must fall."""
     from xwincli.stages import sft as stage
 
-    optim = settings.Optim(lr=2e-4, warmup=0.0, schedule="constant", batch=max(rows // 4, 2), epochs=2)
+    optim = settings.Optim(
+        lr=2e-4, warmup=0.0, schedule="constant", batch=max(rows // 4, 2), epochs=2, max_tokens_per_row=ROW
+    )
     stage.run(stage.Config(data=[f"{work}/chats.jsonl"], model=model, out=f"{work}/sft", optim=optim, device=device))
     losses, tokens = curve(work / "sft")
     return losses[-1] < losses[0], f"loss {losses[0]:.3f} -> {losses[-1]:.3f}", tokens
@@ -216,7 +220,7 @@ def train_rm(work: Path, model: str, device: settings.Device, rows: int) -> tupl
     """Train a reward model; it starts near log 2 and stays finite."""
     from xwincli.stages import train_rm as stage
 
-    optim = stage.Optim(batch=max(rows // 4, 2))
+    optim = stage.Optim(batch=max(rows // 4, 2), max_tokens_per_row=ROW)
     config = stage.Config(
         data=[f"{work}/pairs.jsonl"], model=model, out=f"{work}/rm", optim=optim, device=device, centring=0.0
     )
@@ -229,7 +233,7 @@ def dpo(work: Path, model: str, device: settings.Device, rows: int) -> tuple[boo
     """Prefer; before the first update policy and reference are one, so the first loss is log 2."""
     from xwincli.stages import dpo as stage
 
-    optim = stage.Optim(batch=max(rows // 4, 2))
+    optim = stage.Optim(batch=max(rows // 4, 2), max_tokens_per_row=ROW)
     config = stage.Config(data=[f"{work}/pairs.jsonl"], model=model, out=f"{work}/dpo", optim=optim, device=device)
     stage.run(config)
     losses, tokens = curve(work / "dpo")

@@ -99,7 +99,7 @@ class Optim:
     epochs: int = flag(1, "passes over the data", low=1)
     batch: int = flag(128, "sequences (or pairs, or prompts) per update, exactly", low=1)
     max_tokens_per_row: int = flag(
-        2048, "tokens per packed row: bounds memory, never the result", execution=True, low=8
+        1024, "tokens per packed row: bounds memory, never the result; a GPU wants 8192", execution=True, low=8
     )
 
 
