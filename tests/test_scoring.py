@@ -128,9 +128,11 @@ def test_temperature_divides_the_logits(place, policy):
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("kept", [0, 7 * 384, 1 << 30])
 @pytest.mark.parametrize("chunk", [1, 3 * 384, 1 << 30])
-def test_the_head_in_parts_has_the_same_gradients(chunk, monkeypatch):
+def test_the_head_in_parts_has_the_same_gradients(chunk, kept, monkeypatch):
     monkeypatch.setattr(scoring, "CHUNK", chunk)
+    monkeypatch.setattr(scoring, "KEPT", kept)
     torch.manual_seed(0)
     h, w = torch.randn(11, 8, requires_grad=True), torch.randn(384, 8, requires_grad=True)
     target, g = torch.randint(0, 384, (11,)), torch.randn(11)
@@ -270,3 +272,17 @@ def test_models_that_cannot_branch_fall_back(family, place, tmp_path, capsys):
     with torch.no_grad():
         expected = torch.cat([plain_logprobs(plain, b) for b in BRANCHES])
     torch.testing.assert_close(torch.tensor(sum(got, [])), expected.float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("learns", ["states", "head"])
+def test_where_one_alone_learns_its_gradient_is_the_same(learns, monkeypatch):
+    monkeypatch.setattr(scoring, "CHUNK", 4 * 384)
+    torch.manual_seed(0)
+    h, w = torch.randn(11, 8, requires_grad=learns == "states"), torch.randn(384, 8, requires_grad=learns == "head")
+    target = torch.randint(0, 384, (11,))
+    one = h if learns == "states" else w
+    expected = torch.autograd.grad(torch.nn.functional.cross_entropy(h @ w.T, target, reduction="sum"), one)[0]
+    summed = scoring._SummedNLL.apply(h, w, target)
+    single = -scoring._TargetLogprob.apply(h, w, target, 1.0).sum()
+    for loss in (summed, single):
+        torch.testing.assert_close(torch.autograd.grad(loss, one)[0], expected, rtol=1e-4, atol=1e-5)

@@ -17,6 +17,7 @@ from xwincli.records import Message
 from xwincli.rows import Branch, Row, lay, pack, segment_sum
 
 CHUNK = 6 << 20  # logits at hand at once, in elements: few enough to stay near a processor's cache
+KEPT = 16 << 20  # probabilities that wait for backward, in elements
 ON_CARDS = 16  # times as many on a GPU, which wants large products: 400 MB in float32
 
 
@@ -112,54 +113,72 @@ def logits(model: Any, states: torch.Tensor) -> torch.Tensor:
     return out
 
 
+def _scaled(elements: int, head: torch.Tensor) -> int:
+    return elements * (1 if head.device.type == "cpu" else ON_CARDS)
+
+
 def _part(head: torch.Tensor) -> int:
     """How many positions meet the head (V, H) at a time."""
-    return max(CHUNK * (1 if head.device.type == "cpu" else ON_CARDS) // len(head), 1)
+    return max(_scaled(CHUNK, head) // len(head), 1)
+
+
+def _likelihood(
+    h: torch.Tensor, w: torch.Tensor, target: torch.Tensor, temperature: float, pull: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """log softmax(h W^T / t)[target] (N); with ``pull``, minus its gradient to the logits over t (N,V)."""
+    z = (h @ w.T).float()
+    if temperature != 1.0:
+        z /= temperature
+    z -= z.max(-1, keepdim=True).values
+    hit = z.gather(-1, target[:, None])
+    p = z.exp_()
+    total = p.sum(-1, keepdim=True)
+    if pull:
+        p /= total
+        p[torch.arange(len(p), device=p.device), target] -= 1
+    return (hit - total.log())[:, 0], p
 
 
 class _TargetLogprob(torch.autograd.Function):
-    """log softmax(h W^T / t)[target] without ever keeping the logits.
+    """log softmax(h W^T / t)[target] without ever keeping all logits.
 
     The gradient to a state is its upstream times (W[target] - p W)/t, and p W costs one product while p is
-    at hand, so it is made in forward; only a head that learns meets its logits again in backward.
+    at hand, so it is made in forward. Only a head that learns needs p again in backward: up to KEPT elements of it
+    wait there, the rest is computed anew.
     """
 
     @staticmethod
     def forward(ctx: Any, h: torch.Tensor, w: torch.Tensor, target: torch.Tensor, temperature: float) -> torch.Tensor:
         out = torch.empty(len(h), dtype=torch.float32, device=h.device)
-        pull = torch.empty(h.shape, dtype=h.dtype, device=h.device) if ctx.needs_input_grad[0] else None
+        dh = torch.empty_like(h) if ctx.needs_input_grad[0] else None
+        kept: list[torch.Tensor] = []
+        room = _scaled(KEPT, w) // len(w) if ctx.needs_input_grad[1] else 0
         for at in range(0, len(h), size := _part(w)):
             rows = slice(at, at + size)
-            z = (h[rows] @ w.T).float()
-            if temperature != 1.0:
-                z /= temperature
-            top = z.max(-1, keepdim=True).values
-            hit = (z.gather(-1, target[rows, None]) - top)[:, 0]
-            p = (z - top).exp_()
-            total = p.sum(-1)
-            out[rows] = hit - total.log()
-            if pull is not None:
-                mean = p.to(w.dtype) @ w / total[:, None].to(w.dtype)
-                pull[rows] = (w[target[rows]] - mean) / temperature
-        ctx.save_for_backward(*((pull, h, w, target) if ctx.needs_input_grad[1] else (pull,)))
+            out[rows], p = _likelihood(h[rows], w, target[rows], temperature, any(ctx.needs_input_grad))
+            if dh is not None:
+                torch.mm(p.to(w.dtype), w, out=dh[rows]).div_(-temperature)
+            if at + len(p) <= room:
+                kept.append(p)
+        ctx.save_for_backward(*((dh, h, w, target, *kept) if ctx.needs_input_grad[1] else (dh,)))
         ctx.temperature = temperature
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         g = grads[0]
-        pull = ctx.saved_tensors[0]
-        dh = pull * g[:, None].to(pull.dtype) if pull is not None else None
+        dh, *more = ctx.saved_tensors
+        if dh is not None:
+            dh = dh * g[:, None].to(dh.dtype)
         if not ctx.needs_input_grad[1]:
             return dh, None, None, None
-        _, h, w, target = ctx.saved_tensors
+        h, w, target, *kept = more
         dw = torch.zeros_like(w)
-        for at in range(0, len(h), size := _part(w)):
+        for number, at in enumerate(range(0, len(h), size := _part(w))):
             rows = slice(at, at + size)
-            p = torch.softmax((h[rows] @ w.T).float() / ctx.temperature, -1)
-            p[torch.arange(len(p), device=p.device), target[rows]] -= 1
-            p *= -g[rows, None] / ctx.temperature
-            dw += p.to(w.dtype).T @ h[rows]
+            p = kept[number] if number < len(kept) else _likelihood(h[rows], w, target[rows], ctx.temperature, True)[1]
+            p.mul_(-g[rows, None] / ctx.temperature)
+            dw.addmm_(p.to(w.dtype).T, h[rows])
         return dh, dw, None, None
 
 
@@ -176,22 +195,14 @@ class _SummedNLL(torch.autograd.Function):
         dh = torch.empty_like(h) if ctx.needs_input_grad[0] else None
         dw = torch.zeros_like(w) if ctx.needs_input_grad[1] else None
         for at in range(0, len(h), size := _part(w)):
-            part, goal = h[at : at + size], target[at : at + size]
-            z = (part @ w.T).float()
-            z -= z.max(-1, keepdim=True).values
-            hit = z.gather(-1, goal[:, None])[:, 0]
-            p = z.exp_()
-            mass = p.sum(-1, keepdim=True)
-            total += (mass[:, 0].log() - hit).sum(dtype=torch.float64)
-            if dh is None and dw is None:
-                continue
-            p /= mass
-            p[torch.arange(len(p), device=p.device), goal] -= 1
+            rows = slice(at, at + size)
+            found, p = _likelihood(h[rows], w, target[rows], 1.0, any(ctx.needs_input_grad))
+            total -= found.sum(dtype=torch.float64)
             p = p.to(w.dtype)
             if dh is not None:
-                torch.mm(p, w, out=dh[at : at + size])
+                torch.mm(p, w, out=dh[rows])
             if dw is not None:
-                dw.addmm_(p.T, part)
+                dw.addmm_(p.T, h[rows])
         ctx.save_for_backward(dh, dw)
         return total.float()
 
