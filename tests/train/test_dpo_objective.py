@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -173,6 +174,23 @@ def test_a_reference_file_is_tied_to_model_template_and_precision(tmp_path, sour
     with pytest.raises(XwinError, match=message) as e:
         reference.recall(path, BRANCHES, source)
     assert "--reference" in e.value.hint
+
+
+@pytest.mark.parametrize(
+    "made,here,options",
+    [
+        ("float32", "bfloat16", "give --dtype float32,"),
+        ("float32 nf4", "float32", "give --quantize nf4,"),
+        ("float32", "float32 nf4", "give --quantize none,"),
+        ("bfloat16 nf4", "float32", "give --dtype bfloat16 --quantize nf4,"),
+    ],
+)
+def test_the_remedy_names_the_options_of_the_precision(tmp_path, made, here, options):
+    path = tmp_path / "r.jsonl"
+    reference.keep(path, BRANCHES, REFERENCE, replace(KEPT, dtype=made), settings.Run(out="x"))
+    with pytest.raises(XwinError) as e:
+        reference.recall(path, BRANCHES, replace(KEPT, dtype=here))
+    assert e.value.hint.startswith(options)
 
 
 def test_a_broken_reference_is_never_kept(tmp_path):

@@ -65,7 +65,7 @@ def recall(path: Path, branches: Sequence[Branch], source: Source) -> Logprobs |
         raise XwinError(f"{path}: made with another chat template than {model} has now", remedy)
     if made.get("dtype") != source.dtype:
         there_is = f"made in {made.get('dtype')}, the reference here is computed in {source.dtype}"
-        raise XwinError(f"{path}: {there_is}", f"give --dtype {made.get('dtype')}, or {remedy}")
+        raise XwinError(f"{path}: {there_is}", f"give {_flags(made.get('dtype'), source.dtype)}, or {remedy}")
     held = _held(path)
     missing = sum(pair_id(b) not in held for b in branches)
     if missing:
@@ -73,6 +73,14 @@ def recall(path: Path, branches: Sequence[Branch], source: Source) -> Logprobs |
         raise XwinError(message, remedy)
     say(f"reference log-probabilities of {len(branches)} pairs from {path}")
     return [held[pair_id(b)] for b in branches]
+
+
+def _flags(made: Any, here: str) -> str:
+    """The options that turn one precision into another: ``float32 nf4`` is a dtype and ``--quantize``."""
+    (dtype, _, four), (dtype_here, _, four_here) = str(made).partition(" "), here.partition(" ")
+    wanted = [f"--dtype {dtype}"] if dtype != dtype_here else []
+    wanted += [f"--quantize {four or 'none'}"] if four != four_here else []
+    return " ".join(wanted)
 
 
 def _held(path: Path) -> dict[str, list[float]]:
