@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from xwincli.rows import Branch
     from xwincli.train.dpo import Terms
     from xwincli.train.ledger import Ledger
+    from xwincli.train.reference import Source
 
 ROUND = 16  # packed rows of reference log-probabilities that a process computes between two entries in the journal
 CHOICES = ("sigmoid", "cdpo", "robust", "hinge", "ipo", "ipo-sum", "length-normalised", "simpo")
@@ -68,7 +69,7 @@ def run(config: Config) -> None:
         return
     rows = list(formats.read(config.data, Pair, limit=config.limit))
     from xwincli import models, scoring
-    from xwincli.train import dpo, estimate, folder, health, loop, preflight, rehearsal
+    from xwincli.train import dpo, folder, health, loop, preflight, rehearsal
     from xwincli.train.show import show
 
     place, four = models.place(config.device), config.adapt.quantize
@@ -83,8 +84,7 @@ def run(config: Config) -> None:
         show(branches, loaded.tokenizer, config.show, [("chosen", "rejected")] * len(branches))
         return
     if config.plan:
-        answered = sum(len(r) for b in branches for r in b.responses)
-        estimate.report(loaded, branches, config, config.optim, f"{answered} response tokens")
+        _report(branches, loaded, config)
         return
     preflight.report(preflight.pairs(branches, loaded.template))
     reference = _reference(branches, loaded, config) if dpo.LOSSES[config.loss].reference else None
@@ -155,6 +155,31 @@ def _tokenise(rows: list[Pair], loaded: Loaded, config: Config) -> tuple[list[Br
     return branches, names, ledger
 
 
+def _report(branches: list[Branch], loaded: Loaded, config: Config) -> None:
+    """The plan, with the pass over the reference unless a file stands for it."""
+    from xwincli.train import estimate, reference, rehearsal
+    from xwincli.train.dpo import LOSSES
+
+    before = 0.0
+    found = config.reference and reference.recall(Path(config.reference), branches, _source(loaded, config))
+    if branches and LOSSES[config.loss].reference and not found:
+        read = rehearsal.sketch(config.reference_model, loaded.place) if config.reference_model else loaded
+        adapt = settings.Adapt() if config.reference_model else config.adapt
+        before = estimate.reading(read, adapt, branches, config.optim.max_tokens_per_row)
+    answered = sum(len(r) for b in branches for r in b.responses)
+    estimate.report(loaded, branches, config, config.optim, f"{answered} response tokens", before)
+
+
+def _source(loaded: Loaded, config: Config) -> Source:
+    """What the reference's log-probabilities are tied to."""
+    from xwincli.train.reference import Source
+
+    dtype = str(loaded.place.dtype).removeprefix("torch.")
+    if config.adapt.quantize != "none" and not config.reference_model:  # the policy itself is read, in four bits
+        dtype += f" {config.adapt.quantize}"
+    return Source(config.reference_model or config.model, loaded.template.digest, dtype)
+
+
 def _reference(branches: list[Branch], loaded: Loaded, config: Config) -> Callable[[Path], list[list[float]]]:
     """What gives, once the run's own folder is there, the log-probabilities under the reference.
 
@@ -175,10 +200,7 @@ def _reference(branches: list[Branch], loaded: Loaded, config: Config) -> Callab
         work = lambda part: scoring.logprobs(model, part, capacity)
         return lambda pairs: parallel.shared(pairs, work, loaded.place, config.cluster)
 
-    dtype = str(loaded.place.dtype).removeprefix("torch.")
-    if config.adapt.quantize != "none" and not config.reference_model:  # the policy itself is read, in four bits
-        dtype += f" {config.adapt.quantize}"
-    source = reference.Source(config.reference_model or config.model, loaded.template.digest, dtype)
+    source = _source(loaded, config)
     found = reference.recall(Path(config.reference), branches, source) if config.reference else None
 
     def values(folder: Path) -> list[list[float]]:

@@ -12,7 +12,7 @@ from xwincli import settings, weights
 from xwincli.console import clock, say, table
 from xwincli.errors import XwinError
 from xwincli.models import Loaded
-from xwincli.rows import Branch, lay
+from xwincli.rows import Branch, lay, pack
 from xwincli.train import parallel
 from xwincli.train.plan import Steps, plan
 from xwincli.train.rehearsal import Need, rehearse
@@ -76,7 +76,14 @@ def memory(need: Need, optimizer: str, *, cuda: bool, zero: int = 0, world: int 
 # -- the run that was asked for
 
 
-def report(loaded: Loaded, branches: Sequence[Branch], config: settings.Run, optim: settings.Optim, what: str) -> None:
+def report(
+    loaded: Loaded,
+    branches: Sequence[Branch],
+    config: settings.Run,
+    optim: settings.Optim,
+    what: str,
+    before: float = 0.0,
+) -> None:
     """Print the plan of a run.
 
     Args:
@@ -85,6 +92,7 @@ def report(loaded: Loaded, branches: Sequence[Branch], config: settings.Run, opt
         config: which weights learn, on how many processes.
         optim: batch, epochs, row length, optimizer.
         what: what the rows teach, in words.
+        before: operations before the first step, from ``reading``.
     """
     if not branches:
         raise XwinError("there is no row to plan for", "see --max-length")
@@ -104,9 +112,25 @@ def report(loaded: Loaded, branches: Sequence[Branch], config: settings.Run, opt
     say(_memory_table(loaded, asked, other, config, optim, world))
     say("")
     tokens = sum(lengths) * optim.epochs
-    say(_time_here(loaded, asked, tokens, world))
+    say(_time_here(loaded, asked.flops / asked.tokens * tokens, before, world))
     say("")
-    say(fit_table(loaded, row, optim, tokens))
+    say(fit_table(loaded, row, optim, tokens, before))
+
+
+def reading(loaded: Loaded, adapt: settings.Adapt, branches: Sequence[Branch], capacity: int) -> float:
+    """Operations of a forward over all rows, as for the reference: of one row counted, of the others by tokens.
+
+    Args:
+        loaded: from ``rehearsal.sketch``.
+        adapt: of it only ``quantize`` counts.
+        branches: what is read.
+        capacity: tokens of a packed row.
+    """
+    lengths = [len(b) for b in branches]
+    fullest = max(pack(lengths, capacity), key=lambda row: sum(lengths[i] for i in row))
+    row = _alike([branches[i] for i in fullest])
+    need = rehearse(loaded, replace(adapt, checkpointing=False), row, loaded.place.dtype, learn=False)
+    return need.flops / need.tokens * sum(lengths)
 
 
 def _alike(row: Sequence[Branch]) -> list[Branch]:
@@ -169,12 +193,13 @@ def _gb(size: float) -> str:
     return f"{size / GB:.2f}" if size < 10 * GB else f"{size / GB:.0f}"
 
 
-def _time_here(loaded: Loaded, need: Need, tokens: int, world: int) -> str:
+def _time_here(loaded: Loaded, steps: float, before: float, world: int) -> str:
     speed = probe(loaded)
-    work = need.flops / need.tokens * tokens
+    work = steps + before
     seconds = work / speed / world
+    share = f", {before / work:.0%} of them for the reference" if before else ""
     return (
-        f"time: {work:.2g} operations in matrix products; this machine does {speed / 1e9:.0f} G a second of them, "
+        f"time: {work:.2g} operations in matrix products{share}; this machine does {speed / 1e9:.0f} G a second, "
         f"so at least {clock(seconds)}, and with all the rest rather {clock(2 * seconds)}"
     )
 
@@ -195,7 +220,7 @@ def probe(loaded: Loaded, seconds: float = 0.2) -> float:
 # -- what would fit
 
 
-def fit_table(loaded: Loaded, row: Sequence[Branch], optim: settings.Optim, tokens: int) -> str:
+def fit_table(loaded: Loaded, row: Sequence[Branch], optim: settings.Optim, tokens: int, before: float = 0.0) -> str:
     """Which way of training fits cards of 24, 48 and 80 GB, in bfloat16, and how long it would take."""
     depth = len(weights.layers(loaded.model))
     ways = {
@@ -213,7 +238,7 @@ def fit_table(loaded: Loaded, row: Sequence[Branch], optim: settings.Optim, toke
                 name,
                 f"{needs[0]:.1f}",
                 f"{needs[1]:.1f}",
-                *(_fits(size, plain, twice, needs, tokens, speed) for size, _, speed in CARDS),
+                *(_fits(size, plain, twice, needs, tokens, speed, before) for size, _, speed in CARDS),
             ]
         )
     header = ["GiB, bfloat16", "needs", "with --checkpointing", *(f"{size} GB ({name})" for size, name, _ in CARDS)]
@@ -221,9 +246,11 @@ def fit_table(loaded: Loaded, row: Sequence[Branch], optim: settings.Optim, toke
     return f"{table(header, lines)}\n{foot}"
 
 
-def _fits(size: int, plain: Need, twice: Need, needs: list[float], tokens: int, speed: float) -> str:
+def _fits(
+    size: int, plain: Need, twice: Need, needs: list[float], tokens: int, speed: float, before: float = 0.0
+) -> str:
     """A cell: the time it takes if it fits, marked where it does only with checkpointing."""
     for need, used, mark in ((plain, needs[0], ""), (twice, needs[1], "*")):
         if used + SPARE <= size:
-            return f"fits, {clock(need.flops / need.tokens * tokens / speed / REACHED)}{mark}"
+            return f"fits, {clock((need.flops / need.tokens * tokens + before) / speed / REACHED)}{mark}"
     return "no"
