@@ -194,8 +194,7 @@ def _run(model: Any, like: Loaded, branches: Sequence[Branch], dtype: torch.dtyp
         with alive:
             out = _forward(replace(like, model=model, place=place), lay(branches), part)
             part(None)
-            kept = alive.now if learn else 0
-            if learn:
+            if kept := alive.now if learn else 0:
                 out.sum().backward()
             part(None)
     return *peaks, *[0] * (4 - len(peaks)), kept, alive.flops
