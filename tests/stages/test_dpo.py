@@ -123,11 +123,11 @@ def test_the_reference_file_is_made_once_and_used_again(policy, pairs, tmp_path,
 
 
 def killed_in_the_reference_pass(command: tuple[object, ...], partial: Path, folder: Path) -> int:
-    """Run ``xwin`` in a process that is killed when the first figures stand in ``partial``; how many pairs' do."""
+    """Run ``xwin`` until ``partial`` holds more than a part (30 kB), kill it; returns how many pairs stand there."""
     files = [folder / n for n in ("stdin", "stdout", "stderr")]
     files[0].write_text("")
     running, begun = process.start(command, folder, *files), time.monotonic()
-    while not (partial.exists() and partial.stat().st_size > 200) and time.monotonic() - begun < 60:
+    while not (partial.exists() and partial.stat().st_size > 30_000) and time.monotonic() - begun < 60:
         time.sleep(0.005)
     running.kill()
     running.join()
