@@ -181,7 +181,7 @@ class Journal:
                 self._rewrite()
             self._file.close()
             if share <= self.allow_failed:
-                self.path.unlink()
+                self.path.unlink(missing_ok=True)
         if self.failed:
             where = f", see {self.failed_path}" if self._file is not None else ""
             text = f"{len(self.failed)} of {len(self.order)} rows failed{where}"

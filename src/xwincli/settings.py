@@ -146,6 +146,9 @@ class Run:
         "none", "where metrics go too; wandb stays offline unless WANDB_MODE is set", execution=True, choices=TRACKERS
     )
     force: bool = flag(False, "start anew even if the result or a checkpoint is there", execution=True)
+    plan: bool = flag(
+        False, "print steps, memory, time and what fits 24, 48 and 80 GB, and stop: no weights loaded", execution=True
+    )
     device: Device = group(Device)
     adapt: Adapt = group(Adapt)
     cluster: Cluster = group(Cluster)
@@ -160,9 +163,6 @@ class RowsRun(Run):
     )
     show: int = flag(
         0, "print this many rows, what is learned green or in [[ ]], and stop: nothing is made", execution=True, low=0
-    )
-    plan: bool = flag(
-        False, "print steps, memory, time and what fits 24, 48 and 80 GB, and stop: no weights loaded", execution=True
     )
 
 

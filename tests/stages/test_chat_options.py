@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from xwincli import manifest
+from xwincli import flags, manifest
+from xwincli.errors import XwinError
 
 TURN = "'<|im_start|>assistant\n'"
 BRIEF = "'<|im_start|>system\nbe brief<|im_end|>\n'"
@@ -66,6 +67,7 @@ def commands(folder: Path) -> dict[str, list[object]]:
     return {
         "sample": ["sample", *policy, "--data", folder / "prompts.jsonl", "--n", 2, "--max-tokens", 4, *SMALL],
         "score": ["score", *rm, "--data", folder / "thought.jsonl", *SMALL],
+        "audit rm": ["audit", "rm", *rm, "--data", folder / "pairs.jsonl", "--rounds", 100, *SMALL],
         "sft": ["sft", *policy, "--data", folder / "talks.jsonl", *few, *SMALL],
         "train-rm": ["train-rm", *policy, "--data", folder / "pairs.jsonl", *few, *SMALL],
         "dpo": ["dpo", *policy, "--data", folder / "pairs.jsonl", *few, *SMALL],
@@ -76,7 +78,7 @@ def commands(folder: Path) -> dict[str, list[object]]:
     }
 
 
-@pytest.mark.parametrize("stage", ["sample", "score", "sft", "train-rm", "dpo", "ppo"])
+@pytest.mark.parametrize("stage", ["sample", "score", "sft", "train-rm", "dpo", "ppo", "audit rm"])
 def test_an_argument_reaches_every_stage_and_its_manifest(xwin, folder, tmp_path, stage):
     command = commands(folder)[stage]
     out = "out.jsonl" if stage in ("sample", "score") else "out"
@@ -104,6 +106,44 @@ def test_the_argument_is_what_the_model_reads(xwin, folder, tmp_path):
         xwin(*commands(folder)["score"], "--out", "s.jsonl", *more)
         scores.append([r["scores"]["rm"] for r in read(tmp_path / "s.jsonl")[0]["responses"]])
     assert scores[0] != scores[1]
+
+
+def test_a_reward_model_judges_and_compares_with_the_argument(folder, tmp_path):
+    from xwincli.stages import eval_compare, judge
+
+    given = {"judge": "reward", "rm": str(folder / "rm"), "device": "cpu", "dtype": "float32"}
+    files = [str(folder / "plain.jsonl"), str(folder / "thought.jsonl")]
+
+    def judged(out: str, stage, name: str, **more) -> list[dict]:
+        stage.run(flags.build(stage.Config, {**given, "out": str(tmp_path / out), **more}))
+        return read(tmp_path / out / name)
+
+    for stage, name, more in (
+        (judge, ".", {"data": files[1:], "pairs": "all"}),
+        (eval_compare, "ratings/plain.jsonl", {"files": files, "rounds": 100}),
+    ):
+        plain, brief = (
+            judged(f"{stage.__name__}-{len(a)}", stage, name, **more, template_arg=a) for a in ([], ARGUMENT[1:])
+        )
+        assert len(plain) == len(brief) and all(a != b for a, b in zip(plain, brief))
+        with pytest.raises(XwinError, match="breif"):
+            judged("no", stage, name, **more, template_arg=["breif=true"])
+        with pytest.raises(XwinError, match="--template-arg means nothing to the rules judge"):
+            judged("no", stage, name, **{**more, "judge": "rules", "rm": "", "template_arg": ARGUMENT[1:]})
+
+
+def test_check_counts_what_the_argument_writes(folder, capsys):
+    from xwincli.stages import check
+
+    lengths = []
+    for arguments in ([], ARGUMENT[1:]):
+        given = {"data": [str(folder / "talks.jsonl")], "tokenizer": str(folder / "policy"), "json": True}
+        check.run(flags.build(check.Config, {**given, "template_arg": arguments}))
+        lengths.append(json.loads(capsys.readouterr().out)["files"][0]["lengths"]["tokens"]["min"])
+    assert lengths[0] < lengths[1]
+    for alone in ({"data": ["x.jsonl"]}, {"model": "x"}):
+        with pytest.raises(XwinError, match="--template-arg means nothing here"):
+            check.run(flags.build(check.Config, {**alone, "template_arg": ARGUMENT[1:]}))
 
 
 def test_an_engine_without_a_template_takes_no_argument(xwin, folder):
@@ -174,7 +214,7 @@ def test_sample_sets_thinking_aside(xwin, tmp_path):
 
 def test_ppo_rewards_the_answers_alone(folder, monkeypatch, tmp_path):
     """The policy learns its whole response, the reward model reads what follows the thinking."""
-    from xwincli import flags, formats
+    from xwincli import formats
     from xwincli.chat import Template
     from xwincli.records import Prompt
     from xwincli.stages import ppo

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import time
 import weakref
 from pathlib import Path
 
@@ -11,8 +13,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import micro
+import process
 from xwincli import flags, manifest, models, scoring
 from xwincli.errors import LIMIT, USAGE, XwinError
+from xwincli.rows import Branch
 from xwincli.stages import dpo, sft
 from xwincli.train import loop
 
@@ -86,6 +90,7 @@ def test_smoothing_and_gamma_change_their_losses(policy, pairs, tmp_path):
         ({"loss": "robust"}, "--loss robust needs --smoothing"),
         ({"loss": "simpo", "reference": "r.jsonl"}, "--loss simpo has no reference"),
         ({"loss": "simpo", "reference_model": "m"}, "--loss simpo has no reference"),
+        ({"reference": "folder"}, "--reference is folder"),
     ],
 )
 def test_what_means_nothing_is_refused(policy, pairs, tmp_path, options, message):
@@ -101,7 +106,7 @@ def test_the_reference_file_is_made_once_and_used_again(policy, pairs, tmp_path,
     assert not differ(plain, first)
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert len(rows) == len(WORDS)
-    assert all(set(r) == {"pair", "chosen", "rejected", "tokens"} for r in rows)
+    assert all(set(r) == {"kind", "pair", "chosen", "rejected", "tokens"} for r in rows)
     assert manifest.read(file)["inputs"][0]["digest"] == manifest.digest(policy)
 
     def never(*_, **__):
@@ -115,6 +120,63 @@ def test_the_reference_file_is_made_once_and_used_again(policy, pairs, tmp_path,
     few.write_text("".join(pairs.read_text().splitlines(keepends=True)[:3]))
     run(tmp_path / "few", policy, few, reference=str(file))  # some of its pairs are enough
     assert "from" in capsys.readouterr().err
+
+
+def killed_in_the_reference_pass(command: tuple[object, ...], partial: Path, folder: Path) -> int:
+    """Run ``xwin`` until ``partial`` holds more than a part (30 kB), kill it; returns how many pairs stand there."""
+    files = [folder / n for n in ("stdin", "stdout", "stderr")]
+    files[0].write_text("")
+    running, begun = process.start(command, folder, *files), time.monotonic()
+    while not (partial.exists() and partial.stat().st_size > 30_000) and time.monotonic() - begun < 60:
+        time.sleep(0.005)
+    running.kill()
+    running.join()
+    assert partial.exists(), files[2].read_text()
+    return len(partial.read_bytes().splitlines()) - 1
+
+
+def test_a_kill_in_the_reference_pass_costs_what_was_being_computed(policy, tmp_path, monkeypatch):
+    """The same command again computes only the rest, and gives bitwise the weights of a run that was not killed."""
+    data, count = tmp_path / "many.jsonl", 600
+    with data.open("w") as f:
+        for i in range(count):
+            sides = {"chosen": say("assistant", f"the {i} shines ."), "rejected": say("assistant", "no" * (1 + i % 9))}
+            f.write(json.dumps({"prompt": say("user", f"about {i * 7} ?"), **sides}) + "\n")
+    few = {"batch": count, "max_tokens_per_row": 256}
+    plain = run(tmp_path / "plain", policy, data, **few)
+    logprobs, computed = scoring.logprobs, list[Branch]()
+    monkeypatch.setattr(scoring, "logprobs", lambda m, part, size: computed.extend(part) or logprobs(m, part, size))
+    for file, more in (
+        (tmp_path / "ref.jsonl", {"reference": str(tmp_path / "ref.jsonl")}),
+        (tmp_path / "out.partial" / "reference.jsonl", {}),
+    ):
+        partial, out = file.with_name(f"{file.name}.partial"), tmp_path / "out"
+        given = [f"--{k.replace('_', '-')}={v}" for k, v in {**CPU, **few, "lr": 1e-2, **more}.items()]
+        command = ("dpo", "--model", policy, "--data", data, *given, "--out", out)
+        assert 0 < (kept := killed_in_the_reference_pass(command, partial, tmp_path)) < count
+        computed.clear()
+        run(out, policy, data, **few, **more)
+        assert count - kept <= len(computed) < count
+        assert not differ(plain, out)
+        assert (file.exists(), partial.exists()) == (bool(more), False)
+        shutil.rmtree(out)
+
+
+def test_a_run_stopped_in_training_does_not_compute_the_reference_again(policy, pairs, tmp_path, monkeypatch):
+    plain = run(tmp_path / "plain", policy, pairs)
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "fit", stop)
+        run(tmp_path / "out", policy, pairs)
+    assert (tmp_path / "out.partial" / "reference.jsonl").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring, "logprobs", stop)
+        assert not differ(plain, run(tmp_path / "out", policy, pairs))
+        with pytest.raises(KeyboardInterrupt):  # --force forgets it
+            run(tmp_path / "out", policy, pairs, force=True)
 
 
 def test_a_reference_file_of_something_else_is_refused(policy, pairs, tmp_path):

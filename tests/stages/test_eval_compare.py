@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -226,7 +227,10 @@ def test_a_reward_model_can_judge_but_is_no_proxy_then(files: Path, monkeypatch:
     from xwincli import models, scoring
 
     named: list[str] = []
-    monkeypatch.setattr(models, "load_reward", lambda name, place: named.append(name))
+    stub = SimpleNamespace(facts=lambda: {"tokenizer": "", "template": ""})
+    stub.given = lambda arguments: stub
+    load = lambda name, place: named.append(name) or SimpleNamespace(template=stub)
+    monkeypatch.setattr(models, "load_reward", load)
     monkeypatch.setattr(
         scoring, "rewards", lambda loaded, items: [[float(len(text)) for text, _ in texts] for _, texts in items]
     )

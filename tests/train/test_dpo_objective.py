@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -146,10 +147,22 @@ def test_a_pair_of_several_turns_shares_all_but_the_last(loaded):
         dpo.as_branch(loaded, pair)
 
 
+def made(path: Path, values=REFERENCE, source=KEPT, tokens: int = 10**9, branches=BRANCHES) -> tuple[list, list]:
+    """What ``make`` gives, and the pairs it computed together."""
+    table = {reference.pair_id(b): v for b, v in zip(BRANCHES, values, strict=True)}
+    computed: list[list[Branch]] = []
+
+    def work(pairs):
+        computed.append(pairs)
+        return [table[reference.pair_id(b)] for b in pairs]
+
+    return reference.make(path, branches, source, settings.Run(out="x"), lambda: work, tokens), computed
+
+
 @pytest.mark.parametrize("line", ['{"pair": "p", "chosen": null, "rejected": 1.0}', '{"chosen": 2.0, "rejected": 1.0}'])
 def test_a_damaged_reference_file_names_its_line(tmp_path, line):
     path = tmp_path / "r.jsonl"
-    reference.keep(path, BRANCHES, REFERENCE, KEPT, settings.Run(out="x"))
+    made(path)
     assert reference.recall(path, BRANCHES[::-1], KEPT) == REFERENCE[::-1]
     path.write_text(path.read_text() + line + "\n")
     with pytest.raises(XwinError, match=r"r\.jsonl:6: needs a pair and two log-probabilities"):
@@ -169,18 +182,66 @@ def test_a_damaged_reference_file_names_its_line(tmp_path, line):
 )
 def test_a_reference_file_is_tied_to_model_template_and_precision(tmp_path, source, message):
     path = tmp_path / "r.jsonl"
-    reference.keep(path, BRANCHES, REFERENCE, KEPT, settings.Run(out="x"))
+    made(path)
     with pytest.raises(XwinError, match=message) as e:
         reference.recall(path, BRANCHES, source)
     assert "--reference" in e.value.hint
 
 
+@pytest.mark.parametrize(
+    "there,here,options",
+    [
+        ("float32", "bfloat16", "give --dtype float32,"),
+        ("float32 nf4", "float32", "give --quantize nf4,"),
+        ("float32", "float32 nf4", "give --quantize none,"),
+        ("bfloat16 nf4", "float32", "give --dtype bfloat16 --quantize nf4,"),
+    ],
+)
+def test_the_remedy_names_the_options_of_the_precision(tmp_path, there, here, options):
+    path = tmp_path / "r.jsonl"
+    made(path, source=replace(KEPT, dtype=there))
+    with pytest.raises(XwinError) as e:
+        reference.recall(path, BRANCHES, replace(KEPT, dtype=here))
+    assert e.value.hint.startswith(options)
+
+
 def test_a_broken_reference_is_never_kept(tmp_path):
     path = tmp_path / "r.jsonl"
-    values = [*REFERENCE[:4], [math.nan, -1.0]]
     with pytest.raises(XwinError, match="model: the log-probabilities of 1 of 5 pairs are not finite"):
-        reference.make(str(path), BRANCHES, KEPT, settings.Run(out="x"), lambda: values)
-    assert not path.exists()
+        made(path, [*REFERENCE[:4], [math.nan, -1.0]])
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_computed_together_does_not_depend_on_where_it_was_killed(tmp_path):
+    """Parts of at least nine tokens: pairs 0 and 1, 2 and 3, 4; a pair given twice is computed once."""
+    whole, computed = made(tmp_path / "w.jsonl", tokens=9, branches=[*BRANCHES, BRANCHES[0]])
+    assert whole == [*REFERENCE, REFERENCE[0]]
+    assert [[BRANCHES.index(b) for b in part] for part in computed] == [[0, 1], [3, 2], [4]]
+    path, partial = tmp_path / "r.jsonl", tmp_path / "r.jsonl.partial"
+    with pytest.raises(XwinError, match="1 of 2 pairs are not finite"):
+        made(path, [*REFERENCE[:2], [math.inf, 0.0], *REFERENCE[3:]], tokens=9)
+    lines = partial.read_text().splitlines(keepends=True)
+    assert len(lines) == 3  # the mark, and the pairs of the first part
+    partial.write_text("".join(lines[:2]) + lines[2][:20])  # the last is torn
+    assert reference.recall(path, BRANCHES, KEPT) is None
+    again, computed = made(path, tokens=9)
+    assert [[BRANCHES.index(b) for b in part] for part in computed] == [[0, 1], [3, 2], [4]]
+    assert again == REFERENCE
+    assert path.read_text() == (tmp_path / "w.jsonl").read_text()
+    assert made(path, tokens=9) == (REFERENCE, [])
+    assert not partial.exists()
+
+
+@pytest.mark.parametrize("other", [{"model": "b"}, {"template": "b"}, {"dtype": "bfloat16"}])
+def test_a_journal_of_another_reference_is_not_gone_on_with(tmp_path, other):
+    path, broken = tmp_path / "r.jsonl", [*REFERENCE[:4], [math.nan, 0.0]]
+    with pytest.raises(XwinError):
+        made(path, broken, tokens=9)
+    found, computed = made(path, source=replace(KEPT, **other), tokens=9)
+    assert (found, len(computed)) == (REFERENCE, 3)
+    assert len(list(tmp_path.glob("r.jsonl.partial.*"))) == 1  # kept for its own
+    path.unlink()
+    assert len(made(path, tokens=9)[1]) == 1
 
 
 def watched(own: bool, chosen: list[float], margin: list[float], capsys: pytest.CaptureFixture[str]) -> str:

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import micro
 from xwincli import flags, models, scoring, settings, weights
 from xwincli.errors import XwinError
 from xwincli.rows import Branch, lay
@@ -94,10 +95,34 @@ def test_operations_by_hand(policy):
     assert twice.flops - need.flops > 1.3 * inner * need.tokens
 
 
+@pytest.mark.parametrize("reward", [False, True])
+def test_a_forward_alone_counts_what_a_real_one_takes(policy, reward):
+    like = rehearsal.sketch(str(policy), CPU, reward=reward)
+    need = rehearsal.rehearse(like, settings.Adapt(), ROW, torch.float32, learn=False)
+    loaded = models.new_reward(str(policy), CPU, 0) if reward else models.load_policy(str(policy), CPU)
+    scoring.prepare(loaded)
+    alive = Alive()
+    for p in loaded.model.parameters():
+        alive.ignore(p)
+    with alive, torch.no_grad():
+        states = scoring.hidden(loaded, row := lay(ROW))
+        (scoring.row_rewards if reward else scoring.token_logprobs)(loaded, row, states)
+    assert near(need.row, alive.peak, 1.1), (need.row, alive.peak)
+    assert (need.flops, need.trained, need.kept) == (alive.flops, 0, 0)
+
+
+def test_the_reference_pass_by_hand(policy):
+    """Two operations a weight and token, two at the head for each response token: over all rows, in any packing."""
+    like = rehearsal.sketch(str(policy), CPU)
+    inner = sum(p.numel() for n, p in like.model.named_parameters() if "proj" in n)
+    vocabulary, hidden = like.model.get_input_embeddings().weight.shape
+    branches = [Branch([5] * 20, [[7] * 24, [8] * 16])] * 7
+    found = estimate.reading(like, settings.Adapt(), branches, 130)
+    assert found == pytest.approx(7 * (2 * inner * 60 + 2 * vocabulary * hidden * 40))
+
+
 @pytest.fixture(scope="module")
 def deep(tmp_path_factory):
-    import micro
-
     return micro.policy(tmp_path_factory.mktemp("deep") / "policy", layers=9)
 
 
@@ -117,15 +142,14 @@ def test_a_deep_model_is_reckoned_from_few_layers(deep, adapt, dtype, monkeypatc
     few = rehearsal.rehearse(like, settings.Adapt(**adapt), ROW, dtype)
     monkeypatch.setattr(rehearsal, "SHALLOW", 99)
     whole = rehearsal.rehearse(like, settings.Adapt(**adapt), ROW, dtype)
-    assert replace(few, row=0) == replace(whole, row=0)
+    assert replace(few, row=0, kept=0) == replace(whole, row=0, kept=0)
     assert near(few.row, whole.row, 1.03), (few.row, whole.row)
+    assert near(few.kept, whole.kept, 1.03), (few.kept, whole.kept)
 
 
 def test_a_135m_shape_against_a_real_step(tmp_path):
     """SmolLM2-135M's width, vocabulary of a quarter, eight of its thirty layers, counted in bytes."""
     from transformers import AutoConfig, AutoModelForCausalLM
-
-    import micro
 
     config = AutoConfig.for_model(
         "llama", vocab_size=12288, hidden_size=576, intermediate_size=1536, num_hidden_layers=8,
@@ -145,8 +169,6 @@ def test_a_135m_shape_against_a_real_step(tmp_path):
 
 
 def test_four_bit_weights_need_what_bitsandbytes_holds(tmp_path):
-    import micro
-
     name = str(micro.policy(tmp_path / "wide", hidden=128))
     way = settings.Adapt(lora_r=4, quantize="nf4")
     need = rehearsal.rehearse(rehearsal.sketch(name, CPU), way, ROW, torch.float32)
@@ -230,6 +252,7 @@ def test_a_card_fits_plainly_with_checkpointing_or_not():
     assert cell(24, [22.5, 9.0]) == "fits, 1m30s"  # 100 x 36000 / 1e5 / 0.4
     assert cell(24, [22.6, 9.0]) == "fits, 1m57s*"
     assert cell(24, [40.0, 22.6]) == "no"
+    assert estimate._fits(24, plain, twice, [1.0, 1.0], 36000, 1e5, before=1.2e6) == "fits, 2m00s"
 
 
 def test_the_probe_measures_something(policy):
@@ -297,6 +320,24 @@ def test_the_plan_follows_the_options(hollow, tmp_path, capsys, monkeypatch):
     assert f"the fullest of {50 // length * length} tokens" in text
     with pytest.raises(XwinError, match="3, but"):
         planned(sft, hollow, tmp_path, capsys, train_top=3)
+
+
+def test_a_plan_of_dpo_counts_the_reference_pass(policy, hollow, tmp_path, capsys, monkeypatch):
+    """A third of a step's operations are forward; nothing is counted where nothing is computed."""
+    monkeypatch.setattr(estimate, "fit_table", lambda *_: "")
+    told = lambda **more: planned(dpo, hollow, tmp_path, capsys, **more).split("products")[1].split(" of them for")
+    assert 20 < int(told()[0].strip(", %")) < 30
+    assert 10 < int(told(epochs=2)[0].strip(", %")) < 15
+    assert len(told(loss="simpo")) == 1
+    twice = micro.policy(tmp_path.with_name("twice"), layers=4)
+    assert int(told(reference_model=str(twice))[0].strip(", %")) > 30
+    data, file = tmp_path.with_name("data.jsonl"), tmp_path.with_name("ref.jsonl")
+    data.write_text("".join(json.dumps(row) + "\n" for row in DATA[dpo] * 6))
+    given = {"model": str(policy), "data": [str(data)], "out": str(tmp_path.with_name("m")), "device": "cpu"}
+    dpo.run(flags.build(dpo.Config, {**given, "dtype": "float32", "reference": str(file)}))
+    capsys.readouterr()
+    dpo.run(flags.build(dpo.Config, {**given, "dtype": "float32", "reference": str(file), "plan": True}))
+    assert "of them for the reference" not in capsys.readouterr().err
 
 
 def test_an_adapter_s_plan_is_its_base_s(policy, hollow, tmp_path, capsys):

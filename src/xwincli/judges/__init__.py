@@ -16,7 +16,7 @@ import msgspec
 
 from xwincli.errors import USAGE, XwinError
 from xwincli.records import Message
-from xwincli.settings import Device, flag
+from xwincli.settings import Chat, Device, flag, group
 
 
 class Item(msgspec.Struct, kw_only=True):
@@ -91,6 +91,7 @@ class Options:
     rm: str = flag("", "the reward model of --judge reward: a folder or hub name")
     noise: float = flag(0.0, "rules: standard deviation of the error in every rating it observes", low=0.0)
     position_bias: float = flag(0.0, "rules: added to the rating of whatever is shown first")
+    chat: Chat = group(Chat)
 
 
 def names() -> list[str]:

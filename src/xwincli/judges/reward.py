@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from xwincli import manifest
 from xwincli.errors import USAGE, XwinError
 from xwincli.judges import Answer, Item, Options, Rated, Verdict
 from xwincli.records import Message, content_id
@@ -82,4 +83,7 @@ def make(options: Options, seed: int, device: Device) -> Reward:
     for name in ("noise", "position_bias"):
         if getattr(options, name):
             raise XwinError(f"--{name.replace('_', '-')} is the rules judge's", "leave it out", USAGE)
-    return Reward(load_reward(options.rm, place(device)), f"reward:{Path(options.rm).name}")
+    loaded = load_reward(options.rm, place(device))
+    loaded.template = loaded.template.given(options.chat.template_arg)
+    manifest.note_template({}, loaded.template.facts(), options.rm)  # warns; what it notes is the stage's affair
+    return Reward(loaded, f"reward:{Path(options.rm).name}")

@@ -267,8 +267,10 @@ def _on_scale(rating: float) -> float:
 
 
 def make(options: Options, seed: int, device: Device) -> Rules:
-    """The rules judge; refuses a reward model, for which it has no use."""
+    """The rules judge; refuses a reward model and arguments of a chat template, for which it has no use."""
     if options.rm:
         message = f"the rules judge uses no reward model (--rm {options.rm})"
         raise XwinError(message, "say --judge reward", USAGE)
+    if options.chat.template_arg:
+        raise XwinError("--template-arg means nothing to the rules judge", "it reads no chat template", USAGE)
     return Rules(options.noise, options.position_bias, seed)

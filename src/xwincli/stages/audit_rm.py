@@ -41,6 +41,7 @@ class Config:
     seed: int = flag(0, "of the bootstrap")
     max_tokens_per_row: int = flag(4096, "tokens per forward: bounds memory, never the result", execution=True, low=8)
     force: bool = flag(False, "make it anew even if it is up to date", execution=True)
+    chat: settings.Chat = group(settings.Chat)
     device: settings.Device = group(settings.Device)
 
 
@@ -64,6 +65,8 @@ def run(config: Config) -> None:
     from xwincli.report import reward_models
 
     loaded = models.load_reward(config.rm, models.place(config.device))
+    loaded.template = loaded.template.given(config.chat.template_arg)
+    manifest.note_template(plan, loaded.template.facts(), config.rm)
     items, branches, dropped = _fitting(items, loaded)
     rewards = scoring.branch_rewards(loaded, branches, config.max_tokens_per_row)
     tokens = [[len(r) for r in b.responses] for b in branches]

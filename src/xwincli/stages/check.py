@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from statistics import mean, median
 from typing import Any
 
-from xwincli import checkpoint, formats, jsonl, sources
+from xwincli import checkpoint, formats, jsonl, settings, sources
 from xwincli.console import say, stdout
 from xwincli.errors import USAGE, XwinError
 from xwincli.records import Asked, Conversation, Group, Pair, Record, content_id, encode
-from xwincli.settings import flag
+from xwincli.settings import flag, group
 
 Facts = dict[str, Any]
 
@@ -36,17 +36,20 @@ class Config:
     format: str = flag("auto", "layout of the input", choices=("auto", *formats.NAMES))
     problems: int = flag(20, "problems to show at most; all are counted", low=0)
     json: bool = flag(False, "one JSON object on standard output")
+    chat: settings.Chat = group(settings.Chat)
 
 
 def run(config: Config) -> None:
     """Report, and exit 1 if there are problems."""
     if bool(config.data) == bool(config.model):
         raise XwinError("name either --data or --model", "xwin check --data FILE", USAGE)
+    if config.chat.template_arg and not (config.data and config.tokenizer):
+        raise XwinError("--template-arg means nothing here", "--data with --tokenizer has a chat template", USAGE)
     if config.model:
         facts, problems = checkpoint.inspect(config.model)
         reports = [{"model": config.model, **facts, "problem_count": len(problems), "problems": problems}]
     else:
-        template = _template(config.tokenizer) if config.tokenizer else None
+        template = _template(config) if config.tokenizer else None
         reports = [_file(name, config, template) for name in sources.expand(config.data)]
     if config.json:
         body = reports[0] if config.model else {"files": reports}
@@ -58,11 +61,11 @@ def run(config: Config) -> None:
         raise XwinError(f"{count} problem{'s' * (count > 1)} found")
 
 
-def _template(folder: str) -> Any:
+def _template(config: Config) -> Any:
     from xwincli.chat import Template
     from xwincli.models import load_tokenizer
 
-    return Template(load_tokenizer(folder))
+    return Template(load_tokenizer(config.tokenizer)).given(config.chat.template_arg)
 
 
 def _file(name: str, config: Config, template: Any) -> Facts:

@@ -1,8 +1,9 @@
 """Direct preference optimisation of a policy on pairs, with the losses of its family.
 
 The reference is the starting model, or `--reference-model`; its log-probabilities are computed once, before the
-first step, and no second model stays in memory. `--reference FILE` keeps them, so that a sweep over beta or losses
-computes them once: a file made of other pairs, another model or another template is refused.
+first step, and no second model stays in memory; a run that is killed goes on with those it has. `--reference FILE`
+keeps them, so that a sweep over beta or losses computes them once: a file made of other pairs, another model or
+another template is refused.
 
     xwin dpo --model rs --data pairs.jsonl --beta 0.1 --out dpo
     xwin dpo --model rs --data pairs.jsonl --loss ipo --reference ref.jsonl --out ipo
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xwincli import formats, launch, manifest, settings
+from xwincli.console import say
 from xwincli.errors import USAGE, XwinError
 from xwincli.records import Pair
 from xwincli.settings import flag, group
@@ -25,7 +27,9 @@ if TYPE_CHECKING:
     from xwincli.rows import Branch
     from xwincli.train.dpo import Terms
     from xwincli.train.ledger import Ledger
+    from xwincli.train.reference import Source
 
+ROUND = 16  # packed rows of reference log-probabilities that a process computes between two entries in the journal
 CHOICES = ("sigmoid", "cdpo", "robust", "hinge", "ipo", "ipo-sum", "length-normalised", "simpo")
 
 
@@ -65,7 +69,7 @@ def run(config: Config) -> None:
         return
     rows = list(formats.read(config.data, Pair, limit=config.limit))
     from xwincli import models, scoring
-    from xwincli.train import dpo, estimate, folder, health, loop, preflight, rehearsal
+    from xwincli.train import dpo, folder, health, loop, preflight, rehearsal
     from xwincli.train.show import show
 
     place, four = models.place(config.device), config.adapt.quantize
@@ -80,8 +84,7 @@ def run(config: Config) -> None:
         show(branches, loaded.tokenizer, config.show, [("chosen", "rejected")] * len(branches))
         return
     if config.plan:
-        answered = sum(len(r) for b in branches for r in b.responses)
-        estimate.report(loaded, branches, config, config.optim, f"{answered} response tokens")
+        _report(branches, loaded, config)
         return
     preflight.report(preflight.pairs(branches, loaded.template))
     reference = _reference(branches, loaded, config) if dpo.LOSSES[config.loss].reference else None
@@ -89,7 +92,7 @@ def run(config: Config) -> None:
     asked = [[*row.prompt, *row.chosen[:-1]] for row in rows]
     probe = health.begin(loaded, config.probe, asked, branches, config.seed, config.cluster)
     scoring.prepare(loaded)
-    held = reference() if reference else []
+    held = reference(run_folder.part) if reference else []
     work = loop.Work(
         name="dpo",
         weights=[(models.adapt(loaded, config.adapt, config.seed), config.optim.lr)],
@@ -120,6 +123,8 @@ def _terms(config: Config) -> Terms:
         raise XwinError(f"--loss {config.loss} needs --smoothing", "the share of wrong labels, such as 0.1", USAGE)
     if not kind.reference and (config.reference or config.reference_model):
         raise XwinError(f"--loss {config.loss} has no reference", "leave --reference and --reference-model out", USAGE)
+    if config.reference and not Path(config.reference).suffix:
+        raise XwinError(f"--reference is {config.reference}", "name a file, such as reference.jsonl", USAGE)
     beta = config.beta or kind.beta
     return Terms(config.loss, beta, config.smoothing, config.gamma, config.nll)
 
@@ -150,30 +155,62 @@ def _tokenise(rows: list[Pair], loaded: Loaded, config: Config) -> tuple[list[Br
     return branches, names, ledger
 
 
-def _reference(branches: list[Branch], loaded: Loaded, config: Config) -> Callable[[], list[list[float]]]:
-    """What gives the log-probabilities under the reference: a file's, which is refused at once if it does not fit;
-    else those of the policy as it stands when called, or of another model, which is then let go.
+def _report(branches: list[Branch], loaded: Loaded, config: Config) -> None:
+    """The plan, with the pass over the reference unless a file stands for it."""
+    from xwincli.train import estimate, reference, rehearsal
+    from xwincli.train.dpo import LOSSES
+
+    before = 0.0
+    found = config.reference and reference.recall(Path(config.reference), branches, _source(loaded, config))
+    if branches and LOSSES[config.loss].reference and not found:
+        read = rehearsal.sketch(config.reference_model, loaded.place) if config.reference_model else loaded
+        adapt = settings.Adapt() if config.reference_model else config.adapt
+        before = estimate.reading(read, adapt, branches, config.optim.max_tokens_per_row)
+    answered = sum(len(r) for b in branches for r in b.responses)
+    estimate.report(loaded, branches, config, config.optim, f"{answered} response tokens", before)
+
+
+def _source(loaded: Loaded, config: Config) -> Source:
+    """What the reference's log-probabilities are tied to."""
+    from xwincli.train.reference import Source
+
+    dtype = str(loaded.place.dtype).removeprefix("torch.")
+    if config.adapt.quantize != "none" and not config.reference_model:  # the policy itself is read, in four bits
+        dtype += f" {config.adapt.quantize}"
+    return Source(config.reference_model or config.model, loaded.template.digest, dtype)
+
+
+def _reference(branches: list[Branch], loaded: Loaded, config: Config) -> Callable[[Path], list[list[float]]]:
+    """What gives, once the run's own folder is there, the log-probabilities under the reference.
+
+    They are ``--reference``'s, which is refused at once if it does not fit; else those of the policy as it stands
+    when called, or of another model, which is then let go. Without ``--reference`` the run keeps them in its folder.
     """
     from xwincli import models, scoring
     from xwincli.train import parallel, reference
 
     capacity = config.optim.max_tokens_per_row
 
-    def shared(model: Loaded) -> list[list[float]]:  # every process computes some of the pairs
+    def begin() -> reference.Work:
+        model = loaded
+        if config.reference_model:
+            model = models.load_policy(config.reference_model, loaded.place, train=True)
+            model.template = model.template.given(config.chat.template_arg, all_read=False)
+            loaded.template.check_same(model.template, config.model, config.reference_model)
         work = lambda part: scoring.logprobs(model, part, capacity)
-        return parallel.shared(branches, work, loaded.place, config.cluster)
+        return lambda pairs: parallel.shared(pairs, work, loaded.place, config.cluster)
 
-    def compute() -> list[list[float]]:
-        if not config.reference_model:
-            return shared(loaded)
-        other = models.load_policy(config.reference_model, loaded.place, train=True)
-        other.template = other.template.given(config.chat.template_arg, all_read=False)
-        loaded.template.check_same(other.template, config.model, config.reference_model)
-        return shared(other)
-
-    dtype = str(loaded.place.dtype).removeprefix("torch.")
-    if config.adapt.quantize != "none" and not config.reference_model:  # the policy itself is read, in four bits
-        dtype += f" {config.adapt.quantize}"
-    source = reference.Source(config.reference_model or config.model, loaded.template.digest, dtype)
+    source = _source(loaded, config)
     found = reference.recall(Path(config.reference), branches, source) if config.reference else None
-    return lambda: found or reference.make(config.reference, branches, source, config, compute)
+
+    def values(folder: Path) -> list[list[float]]:
+        if found:
+            return found
+        parallel.begin(loaded.place, config.cluster)
+        path = Path(config.reference or folder / "reference.jsonl")
+        made = reference.make(path, branches, source, config, begin, ROUND * capacity * parallel.world())
+        if config.reference:
+            say(f"kept {path}: reference log-probabilities of {len(branches)} pairs")
+        return made
+
+    return values

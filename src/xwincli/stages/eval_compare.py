@@ -40,6 +40,7 @@ class Config:
     rounds: int = flag(2000, "bootstrap resamples", low=100)
     seed: int = flag(0, "of the bootstrap and of the judge")
     force: bool = flag(False, "make it anew even if it is up to date", execution=True)
+    chat: settings.Chat = settings.group(settings.Chat)
     place: settings.Device = settings.group(settings.Device)
 
 
@@ -119,9 +120,8 @@ def run(config: Config) -> None:
     n = compare.trim(entries, prompts)
     if odd := [e.name for e in entries if compare.unique(e)]:
         warn(f"{', '.join(odd)}: responses were drawn to be unique, so worst-of-n and best-of-n are off")
-    judge = judges.find(
-        config.judge, judges.Options(judge=config.judge, rm=config.rm), seed=config.seed, device=config.place
-    )
+    options = judges.Options(judge=config.judge, rm=config.rm, chat=config.chat)
+    judge = judges.find(config.judge, options, seed=config.seed, device=config.place)
     games = _judged(judge, entries, prompts)
     scale = (LOW, HIGH) if config.judge == "rules" else None
     count = compare.Count(n, config.rounds, config.seed, scale)

@@ -49,22 +49,59 @@ def run(config: Config) -> None:
     _check(config)
     others = [config.rm, config.reference or config.model, config.critic or config.rm]
     plan_ = manifest.plan("ppo", config, [*config.data, config.model, *others])
-    if manifest.skip_if_current(config.out, plan_, config.force):
+    if not config.plan and manifest.skip_if_current(config.out, plan_, config.force):
         return
     rows = list(formats.read(config.data, Prompt, limit=config.limit))
+    if config.plan:
+        _report(config, rows)
+        return
     from xwincli.train import folder, ppo
 
     run_folder = folder.Folder(config.out, plan_, config, force=config.force)
     ready, kept = _load(config, rows)
     manifest.note_template(plan_, ready.policy.template.facts(), config.model)
-    options = config.rollout
-    iterations = options.iterations or -(-len(kept) // options.prompts)
+    options, iterations = config.rollout, _iterations(config, kept)
     rollouts = iterations * options.prompts * options.n
     say(f"{len(kept)} prompts, {iterations} iterations, {rollouts} rollouts, {options.advantage} advantages")
     last = ppo.train(ready, ppo.order(len(kept), options.prompts, iterations, config.seed), run_folder)
     run_folder.counts = {"in": len(rows), "prompts": len(kept), "iterations": iterations, "rollouts": rollouts}
     run_folder.metrics = {k: last[k] for k in ("reward", "score", "kl", "ended", "length", "beta")}
     run_folder.finish(ready.policy, keep_adapter=config.adapt.keep_adapter)
+
+
+def _iterations(config: Config, prompts: list[Prompt]) -> int:
+    return config.rollout.iterations or -(-len(prompts) // config.rollout.prompts)
+
+
+def _report(config: Config, rows: list[Prompt]) -> None:
+    """The plan of the run; no weights are loaded."""
+    from xwincli import models
+    from xwincli.train import ppo_estimate
+    from xwincli.train.rehearsal import sketch
+
+    place = models.place(config.device)
+    policy, reward = sketch(config.model, place), sketch(config.rm, place, reward=True)
+    _given(config, policy, reward)
+    kept = _fitting(rows, [policy, reward], config.rollout.max_tokens)
+    reference = sketch(config.reference, place) if config.reference else policy
+    critic = sketch(config.critic, place, reward=True) if config.critic else reward
+    ppo_estimate.report(
+        ppo_estimate.Models(policy, reference, reward, critic if config.rollout.advantage == "gae" else None),
+        [len(policy.template.prompt_ids(row.prompt)) for row in kept],
+        config,
+        config.optim,
+        config.rollout,
+        _iterations(config, kept),
+        config.rows,
+    )
+
+
+def _given(config: Config, policy: Loaded, reward: Loaded) -> None:
+    """Tell both templates the arguments; warns where they differ."""
+    policy.template = policy.template.given(config.chat.template_arg)
+    reward.template = reward.template.given(config.chat.template_arg, all_read=False)
+    if reward.template.differs(policy.template.facts()):
+        warn(f"{config.rm}: reads its own chat template; the policy {config.model} writes with another")
 
 
 def _check(config: Config) -> None:
@@ -91,10 +128,7 @@ def _load(config: Config, rows: list[Prompt]) -> tuple[Run, list[Prompt]]:
     place = models.place(config.device)
     policy = models.load_policy(config.model, place, train=True, quantize=config.adapt.quantize)
     reward = models.load_reward(config.rm, place)
-    policy.template = policy.template.given(config.chat.template_arg)
-    reward.template = reward.template.given(config.chat.template_arg, all_read=False)
-    if reward.template.differs(policy.template.facts()):
-        warn(f"{config.rm}: reads its own chat template; the policy {config.model} writes with another")
+    _given(config, policy, reward)
     kept = _fitting(rows, [policy, reward], config.rollout.max_tokens)
     # the reference computes just as the policy does, so that at the start their distance is exactly 0
     four = config.adapt.quantize

@@ -12,7 +12,7 @@ from xwincli import settings, weights
 from xwincli.console import clock, say, table
 from xwincli.errors import XwinError
 from xwincli.models import Loaded
-from xwincli.rows import Branch, lay
+from xwincli.rows import Branch, lay, pack
 from xwincli.train import parallel
 from xwincli.train.plan import Steps, plan
 from xwincli.train.rehearsal import Need, rehearse
@@ -76,7 +76,14 @@ def memory(need: Need, optimizer: str, *, cuda: bool, zero: int = 0, world: int 
 # -- the run that was asked for
 
 
-def report(loaded: Loaded, branches: Sequence[Branch], config: settings.Run, optim: settings.Optim, what: str) -> None:
+def report(
+    loaded: Loaded,
+    branches: Sequence[Branch],
+    config: settings.Run,
+    optim: settings.Optim,
+    what: str,
+    before: float = 0.0,
+) -> None:
     """Print the plan of a run.
 
     Args:
@@ -85,6 +92,7 @@ def report(loaded: Loaded, branches: Sequence[Branch], config: settings.Run, opt
         config: which weights learn, on how many processes.
         optim: batch, epochs, row length, optimizer.
         what: what the rows teach, in words.
+        before: operations before the first step, from ``reading``.
     """
     if not branches:
         raise XwinError("there is no row to plan for", "see --max-length")
@@ -94,7 +102,7 @@ def report(loaded: Loaded, branches: Sequence[Branch], config: settings.Run, opt
     steps = plan(lengths, batch=optim.batch, capacity=capacity, world=world, epochs=optim.epochs, seed=config.seed)
     rows = [row for step in steps for rank in step for row in rank if row]
     fullest = max(rows, key=lambda row: sum(lengths[i] for i in row))
-    row = _alike([branches[i] for i in fullest])
+    row = alike([branches[i] for i in fullest])
     say(_about(loaded, lengths, steps, rows, what, config, optim))
     say("")
     asked = rehearse(loaded, config.adapt, row, loaded.place.dtype)
@@ -104,12 +112,28 @@ def report(loaded: Loaded, branches: Sequence[Branch], config: settings.Run, opt
     say(_memory_table(loaded, asked, other, config, optim, world))
     say("")
     tokens = sum(lengths) * optim.epochs
-    say(_time_here(loaded, asked, tokens, world))
+    say(_time_here(loaded, asked.flops / asked.tokens * tokens, before, world))
     say("")
-    say(fit_table(loaded, row, optim, tokens))
+    say(fit_table(loaded, row, optim, tokens, before))
 
 
-def _alike(row: Sequence[Branch]) -> list[Branch]:
+def reading(loaded: Loaded, adapt: settings.Adapt, branches: Sequence[Branch], capacity: int) -> float:
+    """Operations of a forward over all rows, as for the reference: of one row counted, of the others by tokens.
+
+    Args:
+        loaded: from ``rehearsal.sketch``.
+        adapt: of it only ``quantize`` counts.
+        branches: what is read.
+        capacity: tokens of a packed row.
+    """
+    lengths = [len(b) for b in branches]
+    fullest = max(pack(lengths, capacity), key=lambda row: sum(lengths[i] for i in row))
+    row = alike([branches[i] for i in fullest])
+    need = rehearse(loaded, replace(adapt, checkpointing=False), row, loaded.place.dtype, learn=False)
+    return need.flops / need.tokens * sum(lengths)
+
+
+def alike(row: Sequence[Branch]) -> list[Branch]:
     """A row of as many tokens and targets in two branches at most, which is quicker to rehearse."""
     tokens, targets = sum(map(len, row)), len(lay(row).predict)
     parts = min(2, len(row), targets) or 1
@@ -130,19 +154,25 @@ def _about(
     config: settings.Run,
     optim: settings.Optim,
 ) -> str:
-    model, text = loaded.model, loaded.model.config.get_text_config()
-    count, tokens = sum(p.numel() for p in model.parameters()), sum(lengths)
-    shape = f"{len(weights.layers(model))} layers, hidden {text.hidden_size}, vocabulary {text.vocab_size}"
+    tokens = sum(lengths)
     per = len(rows) / len(steps)
     packed = tokens * optim.epochs
     return "\n".join(
         [
-            f"model: {loaded.name}, {type(model).__name__}, {count / 1e6:.1f}M parameters, {shape}",
+            f"model: {shape(loaded)}",
             f"data: {len(lengths)} rows of {tokens} tokens, {what}; the longest has {max(lengths)} tokens",
             f"steps: {len(steps)} of {min(optim.batch, len(lengths))} rows, {packed / len(steps):.0f} tokens each; "
             f"{per:.1f} packed rows a step, the fullest of {max(sum(lengths[i] for i in r) for r in rows)} tokens",
         ]
     )
+
+
+def shape(loaded: Loaded) -> str:
+    """A model in a few words."""
+    model, text = loaded.model, loaded.model.config.get_text_config()
+    count = sum(p.numel() for p in model.parameters())
+    sizes = f"{len(weights.layers(model))} layers, hidden {text.hidden_size}, vocabulary {text.vocab_size}"
+    return f"{loaded.name}, {type(model).__name__}, {count / 1e6:.1f}M parameters, {sizes}"
 
 
 def _memory_table(
@@ -160,52 +190,47 @@ def _memory_table(
         "row": f"a row of {asked.tokens} tokens, in {dtype}",
         "total": "together",
     }
-    lines = [[text, *(_gb(getattr(m, key)) for m in pair)] for key, text in names.items()]
+    lines = [[text, *(gb(getattr(m, key)) for m in pair)] for key, text in names.items()]
     change = "without" if config.adapt.checkpointing else "with"
     return table(["GiB a process", "as asked", f"{change} --checkpointing"], lines)
 
 
-def _gb(size: float) -> str:
+def gb(size: float) -> str:
+    """Bytes in GiB, as the tables show them."""
     return f"{size / GB:.2f}" if size < 10 * GB else f"{size / GB:.0f}"
 
 
-def _time_here(loaded: Loaded, need: Need, tokens: int, world: int) -> str:
+def _time_here(loaded: Loaded, steps: float, before: float, world: int) -> str:
     speed = probe(loaded)
-    work = need.flops / need.tokens * tokens
+    work = steps + before
     seconds = work / speed / world
+    share = f", {before / work:.0%} of them for the reference" if before else ""
     return (
-        f"time: {work:.2g} operations in matrix products; this machine does {speed / 1e9:.0f} G a second of them, "
+        f"time: {work:.2g} operations in matrix products{share}; this machine does {speed / 1e9:.0f} G a second, "
         f"so at least {clock(seconds)}, and with all the rest rather {clock(2 * seconds)}"
     )
 
 
-def probe(loaded: Loaded, seconds: float = 0.2) -> float:
+def probe(loaded: Loaded, seconds: float = 0.2, tokens: int = 512) -> float:
     """Operations a second of this machine's matrix products at the model's width, measured in a moment."""
     width, place = loaded.model.config.get_text_config().hidden_size, loaded.place
-    a = torch.randn(512, width, dtype=place.dtype, device=place.device)
+    a = torch.randn(tokens, width, dtype=place.dtype, device=place.device)
     b = torch.randn(width, 2 * width, dtype=place.dtype, device=place.device)
     best, start = 0.0, time.monotonic()
     while not best or time.monotonic() - start < seconds:
         begun = time.perf_counter()
         (a @ b)[0, 0].item()  # waits for the device
-        best = max(best, 2.0 * 512 * width * 2 * width / (time.perf_counter() - begun))
+        best = max(best, 2.0 * tokens * width * 2 * width / (time.perf_counter() - begun))
     return best
 
 
 # -- what would fit
 
 
-def fit_table(loaded: Loaded, row: Sequence[Branch], optim: settings.Optim, tokens: int) -> str:
+def fit_table(loaded: Loaded, row: Sequence[Branch], optim: settings.Optim, tokens: int, before: float = 0.0) -> str:
     """Which way of training fits cards of 24, 48 and 80 GB, in bfloat16, and how long it would take."""
-    depth = len(weights.layers(loaded.model))
-    ways = {
-        "all weights": settings.Adapt(),
-        "top half": settings.Adapt(train_top=max(depth // 2, 1)),
-        "LoRA r16": settings.Adapt(lora_r=16),
-        "QLoRA r16": settings.Adapt(lora_r=16, quantize="nf4"),
-    }
     lines = []
-    for name, adapt in ways.items():
+    for name, adapt in ways(len(weights.layers(loaded.model))).items():
         plain, twice = (rehearse(loaded, replace(adapt, checkpointing=on), row, torch.bfloat16) for on in (False, True))
         needs = [memory(n, optim.optimizer, cuda=True).total / GB for n in (plain, twice)]
         lines.append(
@@ -213,17 +238,34 @@ def fit_table(loaded: Loaded, row: Sequence[Branch], optim: settings.Optim, toke
                 name,
                 f"{needs[0]:.1f}",
                 f"{needs[1]:.1f}",
-                *(_fits(size, plain, twice, needs, tokens, speed) for size, _, speed in CARDS),
+                *(_fits(size, plain, twice, needs, tokens, speed, before) for size, _, speed in CARDS),
             ]
         )
+    return cards(lines)
+
+
+def ways(depth: int) -> dict[str, settings.Adapt]:
+    """Ways of training a model of ``depth`` layers, by name."""
+    return {
+        "all weights": settings.Adapt(),
+        "top half": settings.Adapt(train_top=max(depth // 2, 1)),
+        "LoRA r16": settings.Adapt(lora_r=16),
+        "QLoRA r16": settings.Adapt(lora_r=16, quantize="nf4"),
+    }
+
+
+def cards(lines: list[list[str]]) -> str:
+    """The table of what fits: a way, what it needs without and with checkpointing, and a cell for each card."""
     header = ["GiB, bfloat16", "needs", "with --checkpointing", *(f"{size} GB ({name})" for size, name, _ in CARDS)]
     foot = f"times at {REACHED:.0%} of a card's speed; * only with --checkpointing; {SPARE} GiB of a card are left free"
     return f"{table(header, lines)}\n{foot}"
 
 
-def _fits(size: int, plain: Need, twice: Need, needs: list[float], tokens: int, speed: float) -> str:
+def _fits(
+    size: int, plain: Need, twice: Need, needs: list[float], tokens: int, speed: float, before: float = 0.0
+) -> str:
     """A cell: the time it takes if it fits, marked where it does only with checkpointing."""
     for need, used, mark in ((plain, needs[0], ""), (twice, needs[1], "*")):
         if used + SPARE <= size:
-            return f"fits, {clock(need.flops / need.tokens * tokens / speed / REACHED)}{mark}"
+            return f"fits, {clock((need.flops / need.tokens * tokens + before) / speed / REACHED)}{mark}"
     return "no"

@@ -81,6 +81,8 @@ class Need:
             for backward, casts of weights, logits in parts, gradients on their way.
         flops: of matrix products in forward and backward.
         tokens: of the row.
+        kept: what of ``row`` forward leaves alive for backward.
+        forward, backward: the most that is alive during each.
     """
 
     weights: int
@@ -90,10 +92,15 @@ class Need:
     row: int
     flops: int
     tokens: int
+    kept: int = 0
+    forward: int = 0
+    backward: int = 0
 
 
-def rehearse(like: Loaded, adapt: settings.Adapt, branches: Sequence[Branch], dtype: torch.dtype) -> Need:
-    """Forward and backward of one row.
+def rehearse(
+    like: Loaded, adapt: settings.Adapt, branches: Sequence[Branch], dtype: torch.dtype, *, learn: bool = True
+) -> Need:
+    """Forward and backward of one row, or with ``learn`` False a forward alone, of which nothing is kept.
 
     Of a deep model only two or three layers are rehearsed and the others reckoned from them: all that is counted
     grows by the same with each layer that learns, and by the same with each that does not (``--train-top``).
@@ -107,36 +114,42 @@ def rehearse(like: Loaded, adapt: settings.Adapt, branches: Sequence[Branch], dt
     Raises:
         XwinError: the model's computation depends on the numbers, so that it cannot be rehearsed.
     """
-    model = _prepared(like, adapt, dtype)
+    model = prepared(like, adapt, dtype)
     depth = len(weights.layers(model))
-    learn = adapt.train_top or depth
+    if not learn:
+        model.requires_grad_(False)
+        adapt = replace(adapt, train_top=0)
+    moved = adapt.train_top or depth
     if depth <= SHALLOW:
-        *peaks, flops = _run(model, like, branches, dtype)
+        forward, *peaks, kept, flops = _run(model, like, branches, dtype, learn)
     else:
-        few = [(1, 1), (1, 2), (2, 1)] if learn < depth else [(0, 2), (0, 3)]
+        few = [(1, 1), (1, 2), (2, 1)] if moved < depth else [(0, 2), (0, 3)]
         found = []
         for still, moving in few:
-            cut = _prepared(like, replace(adapt, train_top=moving if still else 0), dtype, still + moving)
-            found.append(_run(cut, like, branches, dtype))
+            cut = prepared(like, replace(adapt, train_top=moving if still else 0), dtype, still + moving)
+            found.append(_run(cut, like, branches, dtype, learn))
         (still, moving), first, more = few[0], found[0], [*found[1:], found[0]]
         counted = [
-            a + (learn - moving) * (b - a) + (depth - learn - still) * (c - a)
+            a + (moved - moving) * (b - a) + (depth - moved - still) * (c - a)
             for a, b, c in zip(first, more[0], more[1], strict=True)
         ]
-        *peaks, flops = counted
+        forward, *peaks, kept, flops = counted
     sizes = [p.numel() for p in model.parameters() if p.requires_grad]
     return Need(
         weights=sum(_bytes(p) for p in model.parameters()),
         trained=sum(sizes),
         largest=max(sizes, default=0),
         small=sum(n for n in sizes if n < 4096),
-        row=max(peaks),
+        row=max(forward, *peaks),
         flops=flops,
         tokens=sum(map(len, branches)),
+        kept=kept,
+        forward=forward,
+        backward=max(peaks),
     )
 
 
-def _prepared(like: Loaded, adapt: settings.Adapt, dtype: torch.dtype, depth: int = 0) -> Any:
+def prepared(like: Loaded, adapt: settings.Adapt, dtype: torch.dtype, depth: int = 0) -> Any:
     """A new model on the meta device with the weights that learn chosen; ``depth`` > 0 leaves only so many layers."""
     model = _hollow(like.model.config, hasattr(like.model, "score")).eval()
     if depth:
@@ -149,14 +162,16 @@ def _prepared(like: Loaded, adapt: settings.Adapt, dtype: torch.dtype, depth: in
     return model
 
 
-def _run(model: Any, like: Loaded, branches: Sequence[Branch], dtype: torch.dtype) -> tuple[int, ...]:
-    """Bytes alive at most beyond weights and gradients, and operations, of a row's forward and backward.
+def _run(model: Any, like: Loaded, branches: Sequence[Branch], dtype: torch.dtype, learn: bool) -> tuple[int, ...]:
+    """Bytes alive at most beyond weights and gradients, bytes kept for backward, and operations, of one row.
 
-    The bytes are told for three stretches, since of each alone it is true that they grow evenly with depth:
-    forward with the head, backward through the layers, and through the embeddings.
+    The most bytes are told for four stretches, since of each alone it is true that they grow evenly with depth:
+    forward, backward through the head, through the layers, and through the embeddings.
     """
     place = Place(torch.device("cpu"), dtype)
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.set_grad_enabled(learn):
+        if not learn:
+            model.requires_grad_(False)
         model.to_empty(device="cpu").tie_weights()
         model.set_attn_implementation(attention.register())
         model.xwin_branches = True
@@ -178,19 +193,23 @@ def _run(model: Any, like: Loaded, branches: Sequence[Branch], dtype: torch.dtyp
 
         model.get_input_embeddings().register_forward_hook(embedded)
         with alive:
-            _step(replace(like, model=model, place=place), lay(branches), part)
-    peaks.append(alive.peak)
-    return *peaks, *[0] * (3 - len(peaks)), alive.flops
+            out = _forward(replace(like, model=model, place=place), lay(branches), part)
+            part(None)
+            if kept := alive.now if learn else 0:
+                out.sum().backward()
+            part(None)
+    return *peaks, *[0] * (4 - len(peaks)), kept, alive.flops
 
 
-def _step(loaded: Loaded, row: Row, part: Callable[[Any], None]) -> None:
+def _forward(loaded: Loaded, row: Row, part: Callable[[Any], None]) -> torch.Tensor:
+    """What is learned from, per token or response; ``part`` is called when its gradient has come to the states."""
     reward = hasattr(loaded.model, "score")
     try:
         with loaded.place.autocast():
             states = scoring.hidden(loaded, row)
-            states.register_hook(part)
-            out = scoring.row_rewards(loaded, row, states) if reward else scoring.token_logprobs(loaded, row, states)
-        out.sum().backward()
+            if states.requires_grad:
+                states.register_hook(part)
+            return scoring.row_rewards(loaded, row, states) if reward else scoring.token_logprobs(loaded, row, states)
     except DataDependentOutputException as e:
         message = f"{loaded.name}: what this model computes depends on its numbers ({e}), so --plan cannot foresee it"
         raise XwinError(message, "leave --plan out and try with --limit") from None
@@ -209,6 +228,11 @@ class Alive(TorchDispatchMode):
         self._seen[tensor.untyped_storage()] = True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        whole = func.namespace == "aten" and func._overloadpacket not in flop_registry
+        if whole and torch.is_inference_mode_enabled():
+            with self:  # there a linear layer comes here whole, elsewhere as its product
+                if (out := func.decompose(*args, **(kwargs or {}))) is not NotImplemented:
+                    return out
         out = func(*args, **(kwargs or {}))
         if (count := flop_registry.get(func._overloadpacket)) is not None:
             self.flops += count(*args, **(kwargs or {}), out_val=out)
