@@ -84,12 +84,12 @@ def test_a_rehearsal_counts_what_a_real_step_takes(policy, adapt, checkpointing,
 
 
 def test_operations_by_hand(policy):
-    """Two a weight and token forward, four backward; the head: logits, their mean, the logits again, its gradient."""
+    """Two a weight and token forward, four backward; the head: logits, their mean, its gradient."""
     like = rehearsal.sketch(str(policy), CPU)
     need = rehearsal.rehearse(like, settings.Adapt(), ROW, torch.float32)
     inner = sum(p.numel() for n, p in like.model.named_parameters() if "proj" in n)
     vocabulary, hidden = like.model.get_input_embeddings().weight.shape
-    assert need.flops == 6 * inner * need.tokens + 8 * vocabulary * hidden * len(lay(ROW).predict)
+    assert need.flops == 6 * inner * need.tokens + 6 * vocabulary * hidden * len(lay(ROW).predict)
     twice = rehearsal.rehearse(like, settings.Adapt(checkpointing=True), ROW, torch.float32)
     assert twice.flops - need.flops <= 2 * inner * need.tokens  # a layer again; what no gradient needs is left out
     assert twice.flops - need.flops > 1.3 * inner * need.tokens
@@ -323,11 +323,11 @@ def test_the_plan_follows_the_options(hollow, tmp_path, capsys, monkeypatch):
 
 
 def test_a_plan_of_dpo_counts_the_reference_pass(policy, hollow, tmp_path, capsys, monkeypatch):
-    """A third of a step's operations are forward; nothing is counted where nothing is computed."""
+    """A quarter of all operations is the reference's forward; nothing is counted where nothing is computed."""
     monkeypatch.setattr(estimate, "fit_table", lambda *_: "")
     told = lambda **more: planned(dpo, hollow, tmp_path, capsys, **more).split("products")[1].split(" of them for")
     assert 20 < int(told()[0].strip(", %")) < 30
-    assert 10 < int(told(epochs=2)[0].strip(", %")) < 15
+    assert 10 < int(told(epochs=2)[0].strip(", %")) < 18
     assert len(told(loss="simpo")) == 1
     twice = micro.policy(tmp_path.with_name("twice"), layers=4)
     assert int(told(reference_model=str(twice))[0].strip(", %")) > 30
