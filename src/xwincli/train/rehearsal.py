@@ -28,6 +28,7 @@ from xwincli.rows import Branch, Row, lay
 
 SHALLOW = 6  # layers; deeper models are cut
 BLOCK = 64  # nf4 weights share a scale; 256 scales are themselves of 8 bits and share one (arXiv 2305.14314)
+OPERATIONS = {**flop_registry, torch.ops.aten.addmm_: flop_registry[torch.ops.aten.addmm]}
 
 
 def sketch(name: str, place: Place, *, reward: bool = False, template: str = "") -> Loaded:
@@ -228,13 +229,13 @@ class Alive(TorchDispatchMode):
         self._seen[tensor.untyped_storage()] = True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        whole = func.namespace == "aten" and func._overloadpacket not in flop_registry
+        whole = func.namespace == "aten" and func._overloadpacket not in OPERATIONS
         if whole and torch.is_inference_mode_enabled():
             with self:  # there a linear layer comes here whole, elsewhere as its product
                 if (out := func.decompose(*args, **(kwargs or {}))) is not NotImplemented:
                     return out
         out = func(*args, **(kwargs or {}))
-        if (count := flop_registry.get(func._overloadpacket)) is not None:
+        if (count := OPERATIONS.get(func._overloadpacket)) is not None:
             self.flops += count(*args, **(kwargs or {}), out_val=out)
         for tensor in tree_iter(out):
             if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage()) not in self._seen:
