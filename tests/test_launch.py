@@ -12,7 +12,6 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-import torch
 
 import process
 from xwincli import flags, launch, manifest
@@ -20,6 +19,7 @@ from xwincli.cli import STAGES
 from xwincli.errors import XwinError
 from xwincli.stages import ppo, sft
 from xwincli.train import parallel
+from xwincli.train.folder import read_state
 
 RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 ROOT = Path(__file__).parents[1]
@@ -308,5 +308,5 @@ def test_ctrl_c_finishes_the_step_and_saves(policy, tmp_path, sign):
     assert running.exitcode == (130 if sign == signal.SIGTERM else -9), said
     assert said.count("interrupted; the same command goes on where it stopped") == 1
     assert "Traceback" not in said
-    state = torch.load(tmp_path / "m.partial" / "state.pt", weights_only=True)
+    state = read_state(max((tmp_path / "m.partial" / "checkpoints").iterdir()))
     assert state["step"] == len(log.read_text().splitlines())

@@ -136,6 +136,16 @@ TRACKERS = ("none", "tensorboard", "wandb")
 
 
 @dataclass(kw_only=True)
+class Saving:
+    """Checkpoints of a run in progress."""
+
+    save_every: float = flag(
+        120.0, "seconds between checkpoints, or ten times what one takes; 0: every step", execution=True, low=0.0
+    )
+    keep_last: int = flag(2, "checkpoints held while training; a damaged one is passed over", execution=True, low=1)
+
+
+@dataclass(kw_only=True)
 class Run:
     """What every training stage takes besides its own."""
 
@@ -152,6 +162,7 @@ class Run:
     device: Device = group(Device)
     adapt: Adapt = group(Adapt)
     cluster: Cluster = group(Cluster)
+    saving: Saving = group(Saving)
 
 
 @dataclass(kw_only=True)

@@ -74,18 +74,19 @@ def test_the_command_makes_a_policy(xwin, policy, rm, prompts, tmp_path: Path, a
     assert not (tmp_path / "out.partial").exists()
 
 
-def test_ctrl_c_and_the_same_command_again(xwin, policy: Path, rm: Path, prompts: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_stopped_and_the_same_command_again(xwin, policy, rm, prompts, tmp_path, sign, code) -> None:
     command = ["ppo", "--data", prompts, "--model", policy, "--rm", rm, *SMALL, "--iterations", 12]
     xwin(*command, "--out", "whole")
     args = [sys.executable, "-m", "xwincli", *map(str, command), "--out", "broken"]
     process = subprocess.Popen(args, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=os.environ)
-    state = tmp_path / "broken.partial" / "state.pt"
-    while not state.exists() and process.poll() is None:
+    saved = tmp_path / "broken.partial" / "checkpoints"
+    while not any(saved.glob("step-*[0-9]")) and process.poll() is None:
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
+    process.send_signal(sign)
+    assert process.wait(60) == code
     done = log(tmp_path / "broken.partial")
-    assert 0 < len(done) < 12
+    assert 0 < len(done) <= 12
     assert "going on after step" in xwin(*command, "--out", "broken").stderr
     a, b = weights(tmp_path / "whole"), weights(tmp_path / "broken")
     assert all(torch.equal(a[k], b[k]) for k in a)

@@ -19,7 +19,7 @@ from torch import distributed as dist
 
 from xwincli import flags
 from xwincli.errors import XwinError
-from xwincli.train import folder, loop, sft
+from xwincli.train import folder, sft
 
 log, objective, step = folder.Folder.log, sft.objective, torch.optim.AdamW.step
 
@@ -50,10 +50,9 @@ def run(stage: str, options: dict, stop: int = 0, error: str = "", bad: bool = F
         log(self, row)
 
     folder.Folder.log = stopping
-    loop.SAVE_EVERY = 0.0 if stop else 1e9
     torch.manual_seed(0)  # of new adapters
     module = import_module(f"xwincli.stages.{stage}")
-    module.run(flags.build(module.Config, options))
+    module.run(flags.build(module.Config, {**options, "save_every": 0.0 if stop else 1e9}))
 
 
 if __name__ == "__main__":

@@ -262,8 +262,6 @@ def test_what_is_learned_shows(policy, tmp_path, capsys):
 
 def test_a_resumed_run_keeps_its_start(policy, tmp_path, monkeypatch):
     """The start is the weights as loaded, not those of the checkpoint."""
-    from xwincli.train import loop
-
     options = {"probe": 3, "probe_every": 1, "probe_tokens": 8}
     whole = manifest.read(run(sft, policy, tmp_path / "a", **options))["metrics"]
     learned = health.Watch.__call__
@@ -273,10 +271,9 @@ def test_a_resumed_run_keeps_its_start(policy, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return learned(self, step, figures)
 
-    monkeypatch.setattr(loop, "SAVE_EVERY", 0.0)
     monkeypatch.setattr(health.Watch, "__call__", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run(sft, policy, tmp_path / "b", **options)
+        run(sft, policy, tmp_path / "b", **options, save_every=0.0)
     monkeypatch.setattr(health.Watch, "__call__", learned)
     again = run(sft, policy, tmp_path / "b", **options)
     assert manifest.read(again)["metrics"] == whole

@@ -16,10 +16,11 @@ from xwincli.train import folder, loop, sft
 BRANCHES = [Branch([], [[5 + (i * 7 + j) % 90 for j in range(4 + i % 5)]]) for i in range(10)]
 
 
-def train(policy, out, *, capacity=64, batch=4, stop_after=None, adapt=None):
+def train(policy, out, *, capacity=64, batch=4, stop_after=None, adapt=None, **saving):
     """Two epochs of finetuning on fixed rows; returns the trained weights."""
     config = settings.Optim(lr=1e-2, batch=batch, epochs=2, max_tokens_per_row=capacity)
-    run = folder.Folder(str(out), manifest.plan("sft", config, [str(policy)]), config)
+    saving = settings.Saving(**saving)
+    run = folder.Folder(str(out), manifest.plan("sft", config, [str(policy)]), config, saving=saving)
     loaded = models.load_policy(str(policy), models.place(settings.Device(device="cpu", dtype="float32")), train=True)
     named = models.adapt(loaded, adapt or settings.Adapt())
     scoring.prepare(loaded)
@@ -70,11 +71,10 @@ def test_one_step_equals_plain_torch(policy, tmp_path):
     assert first["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
 
 
-def test_resume_equals_an_unbroken_run(policy, tmp_path, monkeypatch):
+def test_resume_equals_an_unbroken_run(policy, tmp_path):
     unbroken = train(policy, tmp_path / "a", capacity=8)
-    monkeypatch.setattr(loop, "SAVE_EVERY", 0.0)
     with pytest.raises(KeyboardInterrupt):
-        train(policy, tmp_path / "b", capacity=8, stop_after=17)
+        train(policy, tmp_path / "b", capacity=8, stop_after=17, save_every=0.0)
     assert not (tmp_path / "b").exists()
     resumed = train(policy, tmp_path / "b", capacity=8)
     for name in unbroken:
@@ -84,10 +84,9 @@ def test_resume_equals_an_unbroken_run(policy, tmp_path, monkeypatch):
     assert not (tmp_path / "b.partial").exists()
 
 
-def test_a_checkpoint_of_other_options_is_kept_aside(policy, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "SAVE_EVERY", 0.0)
+def test_a_checkpoint_of_other_options_is_kept_aside(policy, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        train(policy, tmp_path / "b", stop_after=4)
+        train(policy, tmp_path / "b", stop_after=4, save_every=0.0)
     train(policy, tmp_path / "b", batch=5)
     assert [p.name for p in tmp_path.glob("b.partial.*")]
 

@@ -88,7 +88,7 @@ def run(config: Config) -> None:
         return
     preflight.report(preflight.pairs(branches, loaded.template))
     reference = _reference(branches, loaded, config) if dpo.LOSSES[config.loss].reference else None
-    run_folder = folder.Folder(config.out, plan, config, force=config.force)
+    run_folder = folder.Folder(config.out, plan, config, force=config.force, saving=config.saving)
     asked = [[*row.prompt, *row.chosen[:-1]] for row in rows]
     probe = health.begin(loaded, config.probe, asked, branches, config.seed, config.cluster)
     scoring.prepare(loaded)

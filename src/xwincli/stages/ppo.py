@@ -57,7 +57,7 @@ def run(config: Config) -> None:
         return
     from xwincli.train import folder, ppo
 
-    run_folder = folder.Folder(config.out, plan_, config, force=config.force)
+    run_folder = folder.Folder(config.out, plan_, config, force=config.force, saving=config.saving)
     ready, kept = _load(config, rows)
     manifest.note_template(plan_, ready.policy.template.facts(), config.model)
     options, iterations = config.rollout, _iterations(config, kept)

@@ -60,7 +60,7 @@ def run(config: Config) -> None:
         estimate.report(loaded, branches, config, config.optim, f"{sum(map(sft.learned, branches))} tokens learned")
         return
     preflight.report(preflight.conversations(branches, loaded.template))
-    run_folder = folder.Folder(config.out, plan, config, force=config.force)
+    run_folder = folder.Folder(config.out, plan, config, force=config.force, saving=config.saving)
     parameters = models.adapt(loaded, config.adapt, config.seed)
     asked = [row.messages[:-1] for row in rows]
     watch = health.begin(loaded, config.probe, asked, [], config.seed, config.cluster)

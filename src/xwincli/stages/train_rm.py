@@ -85,7 +85,7 @@ def run(config: Config) -> None:
     preflight.report(preflight.comparisons(items, branches, set(held), loaded))
     if not learn:
         raise XwinError("no prompt is left to train on", "see --max-length and --valid")
-    run_folder = folder.Folder(config.out, plan, config, force=config.force)
+    run_folder = folder.Folder(config.out, plan, config, force=config.force, saving=config.saving)
     named = models.adapt(loaded, config.adapt, config.seed)
     scoring.prepare(loaded)
     head = [(n, p) for n, p in named if "score" in n]

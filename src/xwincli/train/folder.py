@@ -1,4 +1,4 @@
-"""How a training run's folder comes to be: ``out.partial`` with metrics and checkpoint, then the model, renamed."""
+"""How a training run's folder comes to be: ``out.partial`` with metrics and checkpoints, then the model, renamed."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ import msgspec
 import torch
 
 from xwincli import manifest, models
-from xwincli.console import is_main, say
+from xwincli.console import is_main, say, warn
 from xwincli.errors import XwinError
+from xwincli.settings import Saving
 from xwincli.train import trackers
+from xwincli.train.checkpoints import Checkpoints
+
+STATE = "state.pt"
 
 
 class Folder:
@@ -23,10 +27,13 @@ class Folder:
         out: the model folder to make.
         plan: from ``manifest.plan``; a checkpoint is continued only by a run of the same plan.
         config: the stage's config.
-        force: forget an earlier checkpoint.
+        force: forget earlier checkpoints.
+        saving: how often to write one, and how many to hold.
     """
 
-    def __init__(self, out: str, plan: manifest.Manifest, config: Any, *, force: bool = False) -> None:
+    def __init__(
+        self, out: str, plan: manifest.Manifest, config: Any, *, force: bool = False, saving: Saving | None = None
+    ) -> None:
         if out == "-":
             raise XwinError("--out must name a folder: a model cannot go to standard output")
         self.out, self.plan, self.config = Path(out), plan, config
@@ -36,6 +43,8 @@ class Folder:
         self.counts: dict[str, Any] = {}
         self.metrics: dict[str, Any] = {}
         self.part = self.out.with_name(self.out.name + ".partial")
+        self.saving = saving or Saving()
+        self.checkpoints = Checkpoints(self.part / "checkpoints", self.saving.keep_last)
         self.tracker = trackers.find(self.out, config)
         if is_main():  # of several processes rank 0 alone puts things in order and writes
             self._open(force)
@@ -56,10 +65,6 @@ class Folder:
     def _log_path(self) -> Path:
         return self.part / "metrics.jsonl"
 
-    @property
-    def _state_path(self) -> Path:
-        return self.part / "state.pt"
-
     def log(self, row: dict[str, Any]) -> None:
         """Append one step's figures to ``metrics.jsonl`` (rank 0)."""
         if not is_main():
@@ -68,29 +73,40 @@ class Folder:
             f.write(msgspec.json.encode(row) + b"\n")
         self.tracker.log(row)
 
-    def save_state(self, step: int, state: dict[str, Any]) -> None:
-        """Write a checkpoint of everything ``state`` holds, atomically, replacing the last one."""
-        new = self._state_path.with_suffix(".new")
-        try:
-            torch.save({"step": step, "logged": self._logged(), **state}, new)
-        except (OSError, RuntimeError) as e:
-            new.unlink(missing_ok=True)
-            raise XwinError(f"{new}: cannot write the checkpoint: {e}", "free disk space; the last one is kept") from e
-        new.replace(self._state_path)
+    def save_state(self, step: int, state: dict[str, Any], size: int) -> bool:
+        """Write a checkpoint of everything ``state`` holds (rank 0); False where the disk has no room for it.
 
-    def load_state(self) -> dict[str, Any] | None:
-        """The last checkpoint, with the log cut back to it; None at a fresh start. Every process reads the same."""
-        if not self._state_path.is_file():
-            if is_main():
-                self._log_path.unlink(missing_ok=True)
+        Args:
+            step: how many are done.
+            state: tensors, numbers and texts.
+            size: bytes it takes, about.
+        """
+        if not self.checkpoints.room(size):
+            return False
+        part = self.checkpoints.begin(step)
+        try:
+            self.write_state(part, step, state)
+        except (OSError, RuntimeError) as e:
+            self.checkpoints.drop(part)
+            warn(f"{part}: cannot write the checkpoint: {e}\n  hint: training goes on; free disk space")
+            return False
+        return True
+
+    def write_state(self, part: Path, step: int, state: dict[str, Any]) -> None:
+        """Complete what ``checkpoints.begin`` gave with ``state`` and the length of the log."""
+        torch.save({"step": step, "logged": self._logged(), **state}, part / STATE)
+        self.checkpoints.finish(part)
+
+    def newest(self) -> Path | None:
+        """The checkpoint to go on from, with the log cut back to it (rank 0); None at a fresh start."""
+        if (found := self.checkpoints.newest()) is None:
+            self._log_path.unlink(missing_ok=True)
             return None
-        state: dict[str, Any] = torch.load(self._state_path, map_location="cpu", weights_only=True)
-        if not is_main():
-            return state
+        state = read_state(found)
         with self._log_path.open("r+b") as f:
             f.truncate(state["logged"])
         say(f"{self.out}: going on after step {state['step']}")
-        return state
+        return found
 
     def _logged(self) -> int:
         return self._log_path.stat().st_size if self._log_path.exists() else 0
@@ -113,3 +129,9 @@ class Folder:
         shutil.rmtree(self.part)
         self.tracker.close()
         say(f"saved {self.out}")
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """What ``save_state`` was given, with ``step``."""
+    state: dict[str, Any] = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
+    return state

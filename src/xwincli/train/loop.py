@@ -14,16 +14,15 @@ from typing import Any
 
 import torch
 
-from xwincli.console import progress
+from xwincli.console import progress, warn
 from xwincli.errors import XwinError
 from xwincli.models import Place
 from xwincli.settings import Cluster, Optim
-from xwincli.train import parallel
+from xwincli.train import checkpoints, parallel
 from xwincli.train.folder import Folder
 from xwincli.train.parallel import Engine
 from xwincli.train.plan import Rows, plan
 
-SAVE_EVERY = 120.0  # seconds of work a kill may cost
 SHOWN = 5  # items named in a message
 
 Objective = parallel.Objective
@@ -143,7 +142,10 @@ def fit(work: Work, config: Optim, seed: int, folder: Folder, place: Place) -> i
     opt = optimizer(work.weights, config)
     engine = parallel.engine(opt, parameters, config.clip, work.model, work.cluster, place)
     start = engine.restore(folder)
-    saved = time.monotonic()
+    if parallel.rank() == 0:
+        whole = work.model.parameters() if work.model else [p for _, p in parameters]
+        checkpoints.check_room(folder.out, whole, [p for _, p in parameters])
+    clock = _Clock(folder.saving.save_every)
     with progress(work.name, len(steps), "steps", start) as bar, between_steps() as stopped:
         for step in range(start, len(steps)):
             begun = time.monotonic()
@@ -156,18 +158,38 @@ def fit(work: Work, config: Optim, seed: int, folder: Folder, place: Place) -> i
                 figures |= work.watch(step + 1, figures)
             folder.log({"step": step + 1, **figures})
             bar.advance(note=f"loss {means['loss']:.4f} · {tokens / seconds:.0f} tok/s")
-            due = time.monotonic() - saved > SAVE_EVERY and step + 1 < len(steps)
+            due = clock.due() and step + 1 < len(steps)
             said = parallel.gather((stopped(), due))  # all must do the same: any may stop, rank 0 has the clock
             stop = any(flag for flag, _ in said)
             if stop or said[0][1]:
-                engine.save(folder, step + 1)
-                saved = time.monotonic()
+                with clock:
+                    kept = engine.save(folder, step + 1)
             if stop:
+                if not kept:
+                    warn("this step is not saved: the same command goes on from the checkpoint before")
                 parallel.part()  # a process that ends may take the others along: not before all is saved
                 raise KeyboardInterrupt
     engine.finish()
     parallel.leave()
     return len(steps)
+
+
+class _Clock:
+    """When a checkpoint is due: every so many seconds, but never for more than a tenth of the time."""
+
+    def __init__(self, every: float) -> None:
+        self.every, self.cost, self.saved = every, 0.0, time.monotonic()
+
+    def due(self) -> bool:
+        """Whether enough time has passed since the last."""
+        return not self.every or time.monotonic() - self.saved > max(self.every, 9 * self.cost)
+
+    def __enter__(self) -> None:
+        self.begun = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self.saved = time.monotonic()
+        self.cost = self.saved - self.begun
 
 
 def _step(

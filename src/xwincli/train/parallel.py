@@ -14,11 +14,11 @@ from __future__ import annotations
 import gc
 import math
 import os
-import shutil
 import signal
 import threading
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -27,10 +27,12 @@ from torch import distributed as dist
 from xwincli.errors import XwinError
 from xwincli.models import Place
 from xwincli.settings import Cluster
-from xwincli.train import neighbours
-from xwincli.train.folder import Folder
+from xwincli.train import checkpoints, neighbours
+from xwincli.train.folder import Folder, read_state
 
+PARTS = "parts"  # what DeepSpeed calls a checkpoint
 T = TypeVar("T")
+Named = Sequence[tuple[str, torch.nn.Parameter]]
 Objective = Callable[[list[int]], tuple[torch.Tensor, dict[str, float]]]
 PATIENCE = timedelta(hours=2)  # how long one process may keep the others waiting, at a checkpoint say
 GRACE = "3600"  # seconds a step may take to end after a Ctrl-C, before torchrun kills
@@ -160,7 +162,7 @@ class Plain:
 
     every_row = False  # an empty row needs no forward
 
-    def __init__(self, opt: torch.optim.Optimizer, named: Sequence[tuple[str, torch.nn.Parameter]], clip: float):
+    def __init__(self, opt: torch.optim.Optimizer, named: Named, clip: float):
         self.opt, self.named, self.clip = opt, named, clip
         _agree(named)
 
@@ -182,15 +184,19 @@ class Plain:
                 wait.wait()
         return take(self.opt, self.clip, share)
 
-    def save(self, folder: Folder, step: int) -> None:
-        """A checkpoint by rank 0; any number of processes can go on from it."""
-        if rank() == 0:
-            weights = {n: p.detach() for n, p in self.named}
-            folder.save_state(step, {"weights": weights, "optimizer": self.opt.state_dict()})
+    def save(self, folder: Folder, step: int) -> bool:
+        """A checkpoint by rank 0, from which any number of processes can go on; False where it was not written."""
+        streams = gather(checkpoints.random_state())
+        if rank():
+            return True
+        state = {"weights": {n: p.detach() for n, p in self.named}, "optimizer": self.opt.state_dict()}
+        size = checkpoints.state_bytes(p for _, p in self.named)
+        return folder.save_state(step, {**state, "random": streams}, size)
 
     def restore(self, folder: Folder) -> int:
         """Go on from the last checkpoint; returns the steps that are done."""
-        if (state := _last(folder)) is None:
+        _, state = _newest(folder)
+        if not state:
             return 0
         if "weights" not in state:
             raise _other_engine(folder, state)
@@ -228,20 +234,14 @@ class Zero:
     every_row = True  # at stage 3 a forward gathers weights, which all processes must do together
 
     def __init__(
-        self,
-        opt: torch.optim.Optimizer,
-        named: Sequence[tuple[str, torch.nn.Parameter]],
-        clip: float,
-        model: Any,
-        cluster: Cluster,
-        place: Place,
+        self, opt: torch.optim.Optimizer, named: Named, clip: float, model: Any, cluster: Cluster, place: Place
     ):
         if cluster.zero == 3 and not getattr(model, "xwin_branches", True):
             message = "ZeRO stage 3 needs a model that may share prompts: the others take a forward a response"
             raise XwinError(message, "use --zero 2")
         _agree(named)
         self.deepspeed = _deepspeed(place)
-        self.opt, self.stage = opt, cluster.zero
+        self.opt, self.named, self.stage = opt, named, cluster.zero
         self.module = _Step(model)
         self.engine, *_ = self.deepspeed.initialize(
             model=self.module,
@@ -271,24 +271,28 @@ class Zero:
         norm = self.engine.get_global_grad_norm()
         return math.nan if norm is None else float(norm)
 
-    def save(self, folder: Folder, step: int) -> None:
-        """A checkpoint in parts, one a process."""
-        tag, parts = f"step-{step}", folder.part / "zero"
-        self.engine.save_checkpoint(str(parts), tag=tag)
-        dist.barrier()
+    def save(self, folder: Folder, step: int) -> bool:
+        """A checkpoint in parts, one a process; False where it was not written."""
+        store = folder.checkpoints
+        part: Path | None = None
+        if rank() == 0 and store.room(checkpoints.state_bytes(p for _, p in self.named)):
+            part = store.begin(step)
+        if (part := gather(part)[0]) is None:
+            return False
+        self.engine.save_checkpoint(str(part), tag=PARTS, save_latest=False)
+        streams = gather(checkpoints.random_state())
         if rank() == 0:
-            folder.save_state(step, {"zero": tag, "stage": self.stage, "world": world()})
-            for old in parts.iterdir():
-                if old.is_dir() and old.name != tag:
-                    shutil.rmtree(old)
+            folder.write_state(part, step, {"stage": self.stage, "world": world(), "random": streams})
+        return True
 
     def restore(self, folder: Folder) -> int:
         """Go on from the last checkpoint, which the same number of processes at the same stage made."""
-        if (state := _last(folder)) is None:
+        where, state = _newest(folder)
+        if not state:
             return 0
         if (state.get("stage"), state.get("world")) != (self.stage, world()):
             raise _other_engine(folder, state)
-        self.engine.load_checkpoint(str(folder.part / "zero"), tag=state["zero"])
+        self.engine.load_checkpoint(str(where), tag=PARTS)
         return int(state["step"])
 
     def finish(self) -> None:
@@ -312,34 +316,32 @@ class Zero:
 Engine = Plain | Zero
 
 
-def engine(
-    opt: torch.optim.Optimizer,
-    named: Sequence[tuple[str, torch.nn.Parameter]],
-    clip: float,
-    model: Any,
-    cluster: Cluster,
-    place: Place,
-) -> Engine:
+def engine(opt: torch.optim.Optimizer, named: Named, clip: float, model: Any, cluster: Cluster, place: Place) -> Engine:
     """Meet the other processes and take the engine that ``--zero`` asks for."""
     begin(place, cluster)
     assert model is not None or not cluster.zero, "Work.model is what DeepSpeed shares out"
     return Zero(opt, named, clip, model, cluster, place) if cluster.zero else Plain(opt, named, clip)
 
 
-def _agree(named: Sequence[tuple[str, torch.nn.Parameter]]) -> None:
+def _agree(named: Named) -> None:
     """Everyone starts from rank 0's weights: new adapters are drawn at random."""
     if dist.is_initialized():
         for _, p in named:
             dist.broadcast(p.data, 0)
 
 
-def _last(folder: Folder) -> dict[str, Any] | None:
-    gather(0)  # rank 0 has put the folder in order
-    return folder.load_state()
+def _newest(folder: Folder) -> tuple[Path | None, dict[str, Any]]:
+    """The checkpoint all go on from (rank 0 looks which is whole), and what it holds: {} where there is none."""
+    if (where := gather(folder.newest() if rank() == 0 else None)[0]) is None:
+        return None, {}
+    state = read_state(where)
+    if len(streams := state["random"]) == world():
+        checkpoints.set_random_state(streams[rank()])
+    return where, state
 
 
 def _other_engine(folder: Folder, state: dict[str, Any]) -> XwinError:
-    made = f"--zero {state['stage']} and {state['world']} processes" if "zero" in state else "no --zero"
+    made = f"--zero {state['stage']} and {state['world']} processes" if "stage" in state else "no --zero"
     return XwinError(
         f"{folder.part}: the checkpoint was made with {made}, this run has --zero or --gpus otherwise",
         "go on with the same, or start anew with --force",

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from xwincli.console import progress, warn
-from xwincli.train import loop
+from xwincli.train import checkpoints, loop
 from xwincli.train import ppo_math as maths
-from xwincli.train.folder import Folder
+from xwincli.train.folder import Folder, read_state
 from xwincli.train.ppo_learn import Lesson, Run, Steering, learn, lesson, read, shifted
 from xwincli.train.ppo_rollouts import Rollouts, batches
 
@@ -43,6 +43,8 @@ def train(run: Run, turns: list[list[int]], folder: Folder) -> dict[str, Any]:
     may be stopped at any moment, loses at most the iteration it is in, and goes on with the same result.
     """
     start, figures = _restore(run, folder)
+    learning = [p for _, p in run.parameters]
+    checkpoints.check_room(folder.out, run.policy.model.parameters(), learning)
     with progress("ppo", len(turns), "iterations", start) as bar:
         for i in range(start, len(turns)):
             figures = {"step": i + 1, **_iteration(run, turns, i, lambda phase: bar.advance(0, note=phase))}
@@ -56,18 +58,21 @@ def train(run: Run, turns: list[list[int]], folder: Folder) -> dict[str, Any]:
 def _save(run: Run, folder: Folder, figures: dict[str, Any]) -> None:
     weights = {name: p.detach() for name, p in run.parameters}
     state = {"weights": weights, "optimizer": run.opt.state_dict(), "steering": asdict(run.steering)}
-    folder.save_state(int(figures["step"]), {**state, "figures": figures})
+    streams = checkpoints.random_state()
+    size = checkpoints.state_bytes(weights.values())
+    folder.save_state(int(figures["step"]), {**state, "figures": figures, "random": [streams]}, size)
 
 
 def _restore(run: Run, folder: Folder) -> tuple[int, dict[str, Any]]:
-    state = folder.load_state()
-    if state is None:
+    if (found := folder.newest()) is None:
         return 0, {}
+    state = read_state(found)
     with torch.no_grad():
         for name, p in run.parameters:
             p.copy_(state["weights"][name])
     run.opt.load_state_dict(state["optimizer"])
     run.steering = Steering(**state["steering"])
+    checkpoints.set_random_state(state["random"][0])
     return int(state["step"]), dict(state["figures"])
 
 
