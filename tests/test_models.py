@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from xwincli import models, settings
+from xwincli import models, settings, weights
 from xwincli.errors import XwinError
 
 
@@ -42,7 +42,7 @@ def test_a_policy_is_no_reward_model(policy, place):
 
 def test_an_adapter_folder_loads_merged(policy, place, tmp_path):
     loaded = models.load_policy(str(policy), place, train=True)
-    models.adapt(loaded, settings.Adapt(lora_r=2, keep_adapter=True))
+    weights.adapt(loaded, settings.Adapt(lora_r=2, keep_adapter=True))
     with torch.no_grad():
         for name, p in loaded.model.named_parameters():
             if "lora_B" in name:
@@ -90,9 +90,9 @@ def test_a_reward_model_never_pads_with_its_stop_token(policy, place, tmp_path, 
 
 def test_options_that_contradict_are_refused(policy, place):
     with pytest.raises(XwinError, match="2 layers"):
-        models.adapt(models.load_policy(str(policy), place), settings.Adapt(train_top=3))
+        weights.adapt(models.load_policy(str(policy), place), settings.Adapt(train_top=3))
     with pytest.raises(XwinError, match="--lora-r"):
-        models.adapt(models.load_policy(str(policy), place), settings.Adapt(keep_adapter=True))
+        weights.adapt(models.load_policy(str(policy), place), settings.Adapt(keep_adapter=True))
 
 
 def test_how_a_tokenizer_was_read_is_not_saved(policy, tmp_path):

@@ -68,7 +68,7 @@ def test_checkpointing_keeps_less_and_changes_no_gradient(families, family, adap
     for on in (False, True):
         torch.manual_seed(0)
         loaded = models.load_policy(str(families[family]), PLACE, train=True)
-        models.adapt(loaded, settings.Adapt(**adapt, checkpointing=on))
+        weights.adapt(loaded, settings.Adapt(**adapt, checkpointing=on))
         fill(loaded.model)
         found.append(step(scoring.prepare(loaded)))
     (plain, much), (twice, less) = found
@@ -82,7 +82,7 @@ def test_checkpointing_keeps_less_and_changes_no_gradient(families, family, adap
 def test_lora_on_the_top_layers_alone(policy):
     for quantize in ("none", "nf4"):
         loaded = models.load_policy(str(policy), PLACE, train=True, quantize=quantize)
-        named = models.adapt(loaded, settings.Adapt(lora_r=2, train_top=1, quantize=quantize))
+        named = weights.adapt(loaded, settings.Adapt(lora_r=2, train_top=1, quantize=quantize))
         assert len(named) == 2 * 7
         assert all(".layers.1." in n and "lora_" in n for n, _ in named)
 
@@ -91,7 +91,7 @@ def test_checkpointing_leaves_generation_its_cache(policy):
     loaded = models.load_policy(str(policy), PLACE, train=True)
     ids = torch.tensor([[5, 6, 7, 8]])
     before = loaded.model.generate(ids, max_new_tokens=6, do_sample=False)
-    models.adapt(loaded, settings.Adapt(checkpointing=True))
+    weights.adapt(loaded, settings.Adapt(checkpointing=True))
     calls = []
     loaded.model.model.layers[0].register_forward_pre_hook(
         lambda m, a, k: calls.append(a[0].shape[1]), with_kwargs=True
@@ -120,7 +120,7 @@ def test_nf4_needs_lora_and_bitsandbytes(policy, monkeypatch):
 def four(policy, **more):
     """A policy in four bits with filled adapters."""
     loaded = models.load_policy(str(policy), PLACE, train=True, quantize="nf4")
-    models.adapt(loaded, settings.Adapt(lora_r=4, quantize="nf4", **more))
+    weights.adapt(loaded, settings.Adapt(lora_r=4, quantize="nf4", **more))
     fill(loaded.model)
     return loaded
 
@@ -152,7 +152,7 @@ def test_nf4_has_lora_s_gradients_on_the_weights_it_stands_for(policy):
 
     packed = scoring.prepare(four(policy))
     plain = models.load_policy(str(policy), PLACE, train=True)
-    models.adapt(plain, settings.Adapt(lora_r=4))
+    weights.adapt(plain, settings.Adapt(lora_r=4))
     held, theirs = dict(packed.model.named_parameters()), dict(plain.model.named_parameters())
     with torch.no_grad():
         for name, p in theirs.items():
@@ -192,7 +192,7 @@ def test_nf4_merges_into_the_weights_as_they_were(policy, tmp_path, capsys):
 def test_an_adapter_is_packed_merged(policy, tmp_path):
     """In four bits an adapter folder is its merged model, not its base."""
     loaded = models.load_policy(str(policy), PLACE, train=True)
-    models.adapt(loaded, settings.Adapt(lora_r=2, keep_adapter=True))
+    weights.adapt(loaded, settings.Adapt(lora_r=2, keep_adapter=True))
     fill(loaded.model)
     models.save(loaded, tmp_path / "adapter", keep_adapter=True)
     models.save(loaded, tmp_path / "merged")
@@ -213,7 +213,7 @@ def test_a_reward_model_s_adapter_keeps_its_head(policy, tmp_path, quantize):
 
     loaded = models.new_reward(str(policy), PLACE, seed=3, quantize=quantize)
     assert loaded.model.score.weight.dtype == torch.float32
-    named = dict(models.adapt(loaded, settings.Adapt(lora_r=4, quantize=quantize, keep_adapter=True)))
+    named = dict(weights.adapt(loaded, settings.Adapt(lora_r=4, quantize=quantize, keep_adapter=True)))
     fill(loaded.model)
     assert any("score" in n for n in named)
     with torch.no_grad():

@@ -21,8 +21,6 @@ from xwincli import settings, weights
 from xwincli.chat import Template
 from xwincli.console import say, warn
 from xwincli.errors import XwinError
-from xwincli.weights import adapt as adapt
-from xwincli.weights import layers as layers
 
 
 @dataclass(frozen=True)

@@ -169,12 +169,24 @@ class Run:
 class RowsRun(Run):
     """What the stages that learn from given rows take besides."""
 
+    valid: float = flag(0.0, "share of the prompts held out: their loss is measured, not learned", low=0.0, high=0.9)
+    valid_every: int = flag(
+        0, "steps between measurements of the held-out loss; 0: at the end, with --keep-best ten times a run", low=0
+    )
+    keep_best: bool = flag(False, "finish with the weights that had the lowest held-out loss, not with the last")
+
     max_drop: float = flag(
         1.0, "stop (exit 4) where a larger share of the rows is left out", execution=True, low=0.0, high=1.0
     )
     show: int = flag(
         0, "print this many rows, what is learned green or in [[ ]], and stop: nothing is made", execution=True, low=0
     )
+
+    def __post_init__(self) -> None:
+        if self.keep_best and not self.valid:
+            raise XwinError("--keep-best needs --valid", "the share of the prompts to hold out, such as 0.1", USAGE)
+        if self.keep_best and self.cluster.zero:
+            raise XwinError("--keep-best does not go with --zero", "leave one of them out", USAGE)
 
 
 @dataclass(kw_only=True)

@@ -11,9 +11,10 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from xwincli import flags, manifest
+from xwincli import flags, manifest, settings
 from xwincli.errors import XwinError
 from xwincli.stages import audit_rm, train_rm
+from xwincli.train import valid
 
 CPU = {"device": "cpu", "dtype": "float32"}
 WORDS = ["tea", "rain", "fox", "moon", "river", "dog", "sun", "coffee"]
@@ -103,7 +104,7 @@ def test_train_rm_ends_with_the_audit_that_audit_rm_would_make(policy, judged, t
     assert told["by_margin"]
     assert told["rating"]["pearson"] > 0.9
     rows = [json.loads(line) for line in judged.read_text().splitlines()]
-    held = [r for r in rows if train_rm._held_out(prompt_id(r), 0.5)]
+    held = [rows[i] for i in valid.split(map(prompt_id, rows), settings.RowsRun(out="x", valid=0.5))]
     again = audit(
         tmp_path / "a", rm=str(tmp_path / "rm"), data=[str(write(tmp_path / "held.jsonl", held))], rounds=2000
     )

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from xwincli import flags, manifest, models, settings
+from xwincli import flags, manifest, models, settings, weights
 from xwincli.errors import XwinError
 from xwincli.records import Prompt
 from xwincli.rows import Branch, lay
@@ -85,7 +85,7 @@ def test_qlora_learns_and_saves_an_ordinary_folder(policy, talks, tmp_path):
 
 def test_qlora_never_moves_the_packed_weights(policy):
     loaded = models.load_policy(str(policy), PLACE, train=True, quantize="nf4")
-    named = models.adapt(loaded, settings.Adapt(lora_r=4, quantize="nf4"))
+    named = weights.adapt(loaded, settings.Adapt(lora_r=4, quantize="nf4"))
     before = {n: p.detach().clone() for n, p in loaded.model.named_parameters()}
     opt = loop.optimizer([(named, 1e-2)], settings.Optim())
     from xwincli.scoring import prepare
@@ -116,7 +116,7 @@ def test_a_kept_adapter_opens_with_peft_and_equals_the_merged_model(policy, talk
 def test_new_adapters_are_drawn_by_the_seed(policy):
     def drawn(seed):
         torch.rand(3)
-        return dict(models.adapt(models.load_policy(str(policy), PLACE, train=True), settings.Adapt(lora_r=2), seed))
+        return dict(weights.adapt(models.load_policy(str(policy), PLACE, train=True), settings.Adapt(lora_r=2), seed))
 
     one, again, other = drawn(1), drawn(1), drawn(2)
     assert all(torch.equal(one[n], again[n]) for n in one)
@@ -178,7 +178,7 @@ def taught(policy, out, *, optimizer="adamw8bit", stop_after=None) -> dict[str, 
         str(out), manifest.plan("sft", config, [str(policy)]), config, saving=settings.Saving(save_every=0.0)
     )
     loaded = models.load_policy(str(policy), PLACE, train=True)
-    named = models.adapt(loaded, settings.Adapt())
+    named = weights.adapt(loaded, settings.Adapt())
     prepare(loaded)
     compute, calls = lesson.objective(loaded, branches), 0
 

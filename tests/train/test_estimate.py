@@ -26,7 +26,7 @@ WAYS = [{}, {"train_top": 1}, {"lora_r": 4}]
 def real_step(loaded, adapt: settings.Adapt) -> tuple[int, int]:
     """Bytes alive at most in a real forward and backward beyond weights and gradients, and operations."""
     torch.manual_seed(0)
-    named = models.adapt(loaded, adapt)
+    named = weights.adapt(loaded, adapt)
     scoring.prepare(loaded)
     alive = Alive()
     for p in loaded.model.parameters():
@@ -342,7 +342,7 @@ def test_a_plan_of_dpo_counts_the_reference_pass(policy, hollow, tmp_path, capsy
 
 def test_an_adapter_s_plan_is_its_base_s(policy, hollow, tmp_path, capsys):
     loaded = models.load_policy(str(policy), CPU, train=True)
-    models.adapt(loaded, settings.Adapt(lora_r=2, keep_adapter=True))
+    weights.adapt(loaded, settings.Adapt(lora_r=2, keep_adapter=True))
     models.save(loaded, tmp_path / "adapter", keep_adapter=True)
     like = rehearsal.sketch(str(tmp_path / "adapter"), CPU)
     assert len(weights.layers(like.model)) == 2

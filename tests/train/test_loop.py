@@ -8,7 +8,7 @@ import signal
 import pytest
 import torch
 
-from xwincli import manifest, models, scoring, settings
+from xwincli import manifest, models, scoring, settings, weights
 from xwincli.errors import XwinError
 from xwincli.rows import Branch
 from xwincli.train import folder, loop, sft
@@ -22,7 +22,7 @@ def train(policy, out, *, capacity=64, batch=4, stop_after=None, adapt=None, **s
     saving = settings.Saving(**saving)
     run = folder.Folder(str(out), manifest.plan("sft", config, [str(policy)]), config, saving=saving)
     loaded = models.load_policy(str(policy), models.place(settings.Device(device="cpu", dtype="float32")), train=True)
-    named = models.adapt(loaded, adapt or settings.Adapt())
+    named = weights.adapt(loaded, adapt or settings.Adapt())
     scoring.prepare(loaded)
     compute = sft.objective(loaded, BRANCHES)
     calls = 0

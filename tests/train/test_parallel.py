@@ -29,6 +29,8 @@ BAD_ZERO = {**BAD, "error": " (among "}  # DeepSpeed looks at no row alone
 JOBS: dict[str, dict] = {  # name -> stage, what differs from SMALL; the stopped ones go on under the same name
     "sft": {"stage": "sft"},
     "sft-few": {"stage": "sft", "options": FEW},
+    "sft-valid": {"stage": "sft", "options": {"valid": 0.3, "keep_best": True, "batch": 2}},
+    "sft-3-valid": {"stage": "sft", "options": {"zero": 3, "valid": 0.3, "valid_every": 2, "batch": 2}},
     "dpo": {"stage": "dpo"},
     "rm": {"stage": "train_rm"},
     "sft-1": {"stage": "sft", "options": {"zero": 1}},

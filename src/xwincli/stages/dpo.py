@@ -68,8 +68,8 @@ def run(config: Config) -> None:
     if not (config.show or config.plan) and manifest.skip_if_current(config.out, plan, config.force):
         return
     rows = list(formats.read(config.data, Pair, limit=config.limit))
-    from xwincli import models, scoring
-    from xwincli.train import dpo, folder, health, loop, preflight, rehearsal
+    from xwincli import models, scoring, weights
+    from xwincli.train import dpo, folder, health, loop, preflight, rehearsal, valid
     from xwincli.train.show import show
 
     place, four = models.place(config.device), config.adapt.quantize
@@ -83,8 +83,10 @@ def run(config: Config) -> None:
     if config.show:
         show(branches, loaded.tokenizer, config.show, [("chosen", "rejected")] * len(branches))
         return
+    prompts = {row.id: row.prompt_id for row in rows}
+    held_out = valid.split([prompts[n] for n in names], config)
     if config.plan:
-        _report(branches, loaded, config)
+        _report(branches, held_out, loaded, config)
         return
     preflight.report(preflight.pairs(branches, loaded.template))
     reference = _reference(branches, loaded, config) if dpo.LOSSES[config.loss].reference else None
@@ -92,20 +94,22 @@ def run(config: Config) -> None:
     asked = [[*row.prompt, *row.chosen[:-1]] for row in rows]
     probe = health.begin(loaded, config.probe, asked, branches, config.seed, config.cluster)
     scoring.prepare(loaded)
-    held = reference(run_folder.part) if reference else []
+    before = reference(run_folder.part) if reference else []
     work = loop.Work(
         name="dpo",
-        weights=[(models.adapt(loaded, config.adapt, config.seed), config.optim.lr)],
-        objective=dpo.objective(loaded, branches, held, terms),
+        weights=[(weights.adapt(loaded, config.adapt, config.seed), config.optim.lr)],
+        objective=dpo.objective(loaded, branches, before, terms),
         lengths=[len(b) for b in branches],
         units=[1] * len(branches),
         ids=names,
+        held=held_out,
+        schedule=valid.Schedule.of(config),
         model=loaded.model,
         cluster=config.cluster,
         watch=health.together(dpo.watch_chosen(own=not config.reference_model) if reference else None, probe),
     )
     steps = loop.fit(work, config.optim, config.seed, run_folder, loaded.place)
-    run_folder.metrics = probe.close() if probe else {}
+    run_folder.metrics |= probe.close() if probe else {}
     run_folder.counts = {"in": len(rows), "pairs": len(branches), "dropped": ledger.counts(), "steps": steps}
     run_folder.finish(loaded, keep_adapter=config.adapt.keep_adapter)
 
@@ -155,7 +159,7 @@ def _tokenise(rows: list[Pair], loaded: Loaded, config: Config) -> tuple[list[Br
     return branches, names, ledger
 
 
-def _report(branches: list[Branch], loaded: Loaded, config: Config) -> None:
+def _report(branches: list[Branch], held_out: list[int], loaded: Loaded, config: Config) -> None:
     """The plan, with the pass over the reference unless a file stands for it."""
     from xwincli.train import estimate, reference, rehearsal
     from xwincli.train.dpo import LOSSES
@@ -167,7 +171,8 @@ def _report(branches: list[Branch], loaded: Loaded, config: Config) -> None:
         adapt = settings.Adapt() if config.reference_model else config.adapt
         before = estimate.reading(read, adapt, branches, config.optim.max_tokens_per_row)
     answered = sum(len(r) for b in branches for r in b.responses)
-    estimate.report(loaded, branches, config, config.optim, f"{answered} response tokens", before)
+    learned = [b for i, b in enumerate(branches) if i not in set(held_out)]
+    estimate.report(loaded, learned, config, config.optim, f"{answered} response tokens", before)
 
 
 def _source(loaded: Loaded, config: Config) -> Source:

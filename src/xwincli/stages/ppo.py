@@ -121,7 +121,7 @@ def _check(config: Config) -> None:
 
 def _load(config: Config, rows: list[Prompt]) -> tuple[Run, list[Prompt]]:
     """Every model where it is needed, wired up, and the prompts that fit them."""
-    from xwincli import models, scoring
+    from xwincli import models, scoring, weights
     from xwincli.train import loop
     from xwincli.train.ppo_learn import Run
 
@@ -140,10 +140,10 @@ def _load(config: Config, rows: list[Prompt]) -> tuple[Run, list[Prompt]]:
     for other in (reference, *([critic] if critic else [])):
         other.template = other.template.given(config.chat.template_arg, all_read=False)
         policy.template.check_same(other.template, config.model, other.name)
-    optim, named = config.optim, models.adapt(policy, config.adapt, config.seed)
+    optim, named = config.optim, weights.adapt(policy, config.adapt, config.seed)
     groups = [([(f"policy.{n}", p) for n, p in named], optim.lr)]
     if critic:
-        named = models.adapt(critic, config.adapt, config.seed)
+        named = weights.adapt(critic, config.adapt, config.seed)
         groups.append(([(f"critic.{n}", p) for n, p in named], optim.value_lr or optim.lr))
     draw = _drawing(config, policy, kept)
     for each in (policy, reference, reward, *([critic] if critic else [])):

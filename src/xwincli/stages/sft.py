@@ -8,10 +8,11 @@ The loss is on the assistant's tokens and their stop tokens alone, for every tur
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from xwincli import formats, launch, manifest, settings
-from xwincli.records import Conversation
+from xwincli.records import Conversation, Message, prompt_id
 from xwincli.settings import flag, group
 
 if TYPE_CHECKING:
@@ -40,8 +41,8 @@ def run(config: Config) -> None:
     if not (config.show or config.plan) and manifest.skip_if_current(config.out, plan, config.force):
         return
     rows = list(formats.read(config.data, Conversation, limit=config.limit))
-    from xwincli import chat, models, scoring
-    from xwincli.train import estimate, folder, health, loop, preflight, rehearsal, sft
+    from xwincli import chat, models, scoring, weights
+    from xwincli.train import estimate, folder, health, loop, preflight, rehearsal, sft, valid
     from xwincli.train.show import show
 
     template = chat.find_template(config.template) if config.template else ""
@@ -56,12 +57,15 @@ def run(config: Config) -> None:
     if config.show:
         show(branches, loaded.tokenizer, config.show)
         return
+    prompts = {row.id: prompt_id(_question(row)) for row in rows}
+    held = valid.split((prompts[n] for n in names), config)
     if config.plan:
-        estimate.report(loaded, branches, config, config.optim, f"{sum(map(sft.learned, branches))} tokens learned")
+        learned = [b for i, b in enumerate(branches) if i not in set(held)]
+        estimate.report(loaded, learned, config, config.optim, f"{sum(map(sft.learned, learned))} tokens learned")
         return
     preflight.report(preflight.conversations(branches, loaded.template))
     run_folder = folder.Folder(config.out, plan, config, force=config.force, saving=config.saving)
-    parameters = models.adapt(loaded, config.adapt, config.seed)
+    parameters = weights.adapt(loaded, config.adapt, config.seed)
     asked = [row.messages[:-1] for row in rows]
     watch = health.begin(loaded, config.probe, asked, [], config.seed, config.cluster)
     scoring.prepare(loaded)
@@ -73,13 +77,20 @@ def run(config: Config) -> None:
         units=[sft.learned(b) for b in branches],
         watch=watch,
         ids=names,
+        held=held,
+        schedule=valid.Schedule.of(config),
         model=loaded.model,
         cluster=config.cluster,
     )
     steps = loop.fit(work, config.optim, config.seed, run_folder, loaded.place)
-    run_folder.metrics = watch.close() if watch else {}
+    run_folder.metrics |= watch.close() if watch else {}
     run_folder.counts = {"in": len(rows), "rows": len(branches), "dropped": ledger.counts(), "steps": steps}
     run_folder.finish(loaded, keep_adapter=config.adapt.keep_adapter)
+
+
+def _question(row: Conversation) -> list[Message]:
+    """What stands before the first answer: conversations that begin alike are held out, or learned, together."""
+    return list(takewhile(lambda m: m["role"] != "assistant", row.messages))
 
 
 def _tokenise(rows: list[Conversation], loaded: Loaded, config: Config) -> tuple[list[Branch], list[str], Ledger]:

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xwincli import formats, jsonl, launch, manifest, settings
-from xwincli.console import is_main, say, warn
+from xwincli.console import say, warn
 from xwincli.errors import XwinError
-from xwincli.records import content_id
 from xwincli.settings import flag, group
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from xwincli.rows import Branch
     from xwincli.train.comparisons import Comparisons
     from xwincli.train.ledger import Ledger
+    from xwincli.train.loop import Work
 
 
 @dataclass(kw_only=True)
@@ -63,7 +63,7 @@ def run(config: Config) -> None:
         return
     items, ties = _read(config)
     from xwincli import models, scoring
-    from xwincli.train import estimate, folder, loop, preflight, rehearsal, rm, show
+    from xwincli.train import estimate, folder, loop, preflight, rehearsal, show, valid
 
     place = models.place(config.device)
     if config.plan:
@@ -73,55 +73,26 @@ def run(config: Config) -> None:
     loaded.template = loaded.template.given(config.chat.template_arg)
     manifest.note_template(plan, loaded.template.facts(), config.model)
     items, branches, ledger = _tokenise(items, loaded, config)
-    held = [i for i, item in enumerate(items) if _held_out(item.prompt_id, config.valid)]
-    learn = [i for i in range(len(items)) if i not in set(held)]
     if config.show:
         marked = [show.last_marked(b) for b in branches]
         show.show(marked, loaded.tokenizer, config.show, [show.sides(item) for item in items])
         return
+    held = valid.split([item.prompt_id for item in items], config)
+    learn = [i for i in range(len(items)) if i not in set(held)]
     if config.plan:
         estimate.report(loaded, [branches[i] for i in learn], config, config.optim, f"{len(learn)} prompts to learn")
         return
     preflight.report(preflight.comparisons(items, branches, set(held), loaded))
-    if not learn:
-        raise XwinError("no prompt is left to train on", "see --max-length and --valid")
-    run_folder = folder.Folder(config.out, plan, config, force=config.force, saving=config.saving)
-    named = models.adapt(loaded, config.adapt, config.seed)
-    scoring.prepare(loaded)
-    head = [(n, p) for n, p in named if "score" in n]
-    body = [(n, p) for n, p in named if "score" not in n]
-    taught = [branches[i] for i in learn]
-    work = loop.Work(
-        name="train-rm",
-        weights=[(body, config.optim.lr), (head, config.optim.head_lr or config.optim.lr)],
-        objective=rm.objective(
-            loaded,
-            taught,
-            [items[i] for i in learn],
-            centring=config.centring,
-            smoothing=config.smoothing,
-            ranking=config.loss == "plackett-luce",
-            top=config.top,
-        ),
-        lengths=[len(b) for b in taught],
-        units=[1] * len(taught),
-        ids=[items[i].prompt_id for i in learn],
-        model=loaded.model,
-        cluster=config.cluster,
-    )
     counts = {"prompts": len(learn), "pairs": sum(len(items[i].games) for i in learn), "held_out": len(held)}
-    counts["ties"] = ties
-    say(
-        "{pairs} pairs of {prompts} prompts to learn, {held_out} prompts held out, {ties} ties left out".format(
-            **counts
-        )
-    )
+    say(f"{counts['pairs']} pairs of {len(learn)} prompts to learn, {len(held)} held out; {ties} ties left out")
+    run_folder = folder.Folder(config.out, plan, config, force=config.force, saving=config.saving)
+    work = _work(loaded, items, branches, held, config)
     steps = loop.fit(work, config.optim, config.seed, run_folder, loaded.place)
     loaded.model.to(loaded.place.device)  # ZeRO stage 3 leaves the weights in CPU memory
     capacity = config.optim.max_tokens_per_row
     asked = [items[i] for i in held], [branches[i] for i in held]
-    run_folder.metrics = _measure(loaded, *asked, capacity, run_folder.part / "audit.json")
-    run_folder.counts = {**counts, "dropped": ledger.counts(), "steps": steps}
+    run_folder.metrics |= _measure(loaded, *asked, capacity, run_folder.part / "audit.json")
+    run_folder.counts = {**counts, "ties": ties, "dropped": ledger.counts(), "steps": steps}
     ours = scoring.branch_rewards(loaded, branches[:4], capacity)
     run_folder.finish(loaded, keep_adapter=config.adapt.keep_adapter)
     if not config.adapt.keep_adapter:
@@ -129,6 +100,32 @@ def run(config: Config) -> None:
             loaded = models.load_reward(config.out, models.CPU)
             ours = scoring.branch_rewards(loaded, branches[:4], capacity)
         _check_plain(config.out, loaded, branches[:4], ours)
+
+
+def _work(loaded: Loaded, items: list[Comparisons], branches: list[Branch], held: list[int], config: Config) -> Work:
+    """What the loop does: the body and the new head learn, each at its own rate."""
+    from xwincli import scoring, weights
+    from xwincli.train import loop, rm, valid
+
+    named = weights.adapt(loaded, config.adapt, config.seed)
+    scoring.prepare(loaded)
+    head = [(n, p) for n, p in named if "score" in n]
+    body = [(n, p) for n, p in named if "score" not in n]
+    terms = {"centring": config.centring, "smoothing": config.smoothing}
+    return loop.Work(
+        name="train-rm",
+        weights=[(body, config.optim.lr), (head, config.optim.head_lr or config.optim.lr)],
+        objective=rm.objective(
+            loaded, branches, items, **terms, ranking=config.loss == "plackett-luce", top=config.top
+        ),
+        lengths=[len(b) for b in branches],
+        units=[1] * len(branches),
+        ids=[item.prompt_id for item in items],
+        held=held,
+        schedule=valid.Schedule.of(config),
+        model=loaded.model,
+        cluster=config.cluster,
+    )
 
 
 def _read(config: Config) -> tuple[list[Comparisons], int]:
@@ -145,11 +142,6 @@ def _read(config: Config) -> tuple[list[Comparisons], int]:
     if config.loss == "plackett-luce" and not all(len(item.marks) == len(item.sides) for item in items):
         raise XwinError(f"{source}: plackett-luce needs a rating of every response", "xwin judge --rate gold")
     return items, ties
-
-
-def _held_out(prompt_id: str, share: float) -> bool:
-    """Split by prompt, by a hash of its id: the same prompt is held out in every run."""
-    return int(content_id("valid", prompt_id), 16) / 16**16 < share
 
 
 def _tokenise(
@@ -194,9 +186,8 @@ def _measure(
     say(f"held out: {reward_models.text(audit)}")
     for what, mend in reward_models.warnings(audit):
         warn(f"{what}\n  hint: {mend}")
-    if is_main():
-        with jsonl.atomic(file) as f:
-            f.write(json.dumps(audit, indent=1) + "\n")
+    with jsonl.atomic(file) as f:
+        f.write(json.dumps(audit, indent=1) + "\n")
     found = {"valid_accuracy": audit["accuracy"]["value"], "longer_is_better": audit["ruler"]["value"]}
     return {**found, "audit": audit}
 

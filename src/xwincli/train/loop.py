@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,8 @@ from xwincli.settings import Cluster, Optim
 from xwincli.train import checkpoints, parallel
 from xwincli.train.folder import Folder
 from xwincli.train.parallel import Engine
-from xwincli.train.plan import Rows, plan
+from xwincli.train.plan import Rows, Steps, plan
+from xwincli.train.valid import Best, Schedule
 
 SHOWN = 5  # items named in a message
 
@@ -106,6 +107,8 @@ class Work:
         name: the stage, for the progress line.
         weights: what learns: named parameters, each list with its peak learning rate.
         objective: one row of items -> (loss summed over its units, further sums to report).
+        held: the items that are held out: measured, never learned.
+        schedule: when they are measured.
         lengths: tokens of each item.
         units: what each item counts in the loss's denominator (learned tokens, or 1 a pair or prompt).
         watch: called after a step with its number (1-based) and figures; returns further figures to log. With several
@@ -123,6 +126,8 @@ class Work:
     watch: Callable[[int, dict[str, float]], dict[str, float]] | None = None
     ids: Sequence[str] = ()
     model: torch.nn.Module | None = None
+    held: Sequence[int] = ()
+    schedule: Schedule = Schedule()
     cluster: Cluster = field(default_factory=Cluster)
 
     def shown(self, members: Sequence[int]) -> str:
@@ -136,8 +141,8 @@ def fit(work: Work, config: Optim, seed: int, folder: Folder, place: Place) -> i
 
     Of several processes only rank 0 returns, with the trained weights; the others are done and end.
     """
-    lengths, capacity, world = work.lengths, config.max_tokens_per_row, parallel.world()
-    steps = plan(lengths, batch=config.batch, capacity=capacity, world=world, epochs=config.epochs, seed=seed)
+    held = set(work.held)
+    steps = _laid(work, [i for i in range(len(work.lengths)) if i not in held], config, seed)
     parameters = [named for some, _ in work.weights for named in some]
     opt = optimizer(work.weights, config)
     engine = parallel.engine(opt, parameters, config.clip, work.model, work.cluster, place)
@@ -146,16 +151,21 @@ def fit(work: Work, config: Optim, seed: int, folder: Folder, place: Place) -> i
         whole = work.model.parameters() if work.model else [p for _, p in parameters]
         checkpoints.check_room(folder.out, whole, [p for _, p in parameters])
     clock = _Clock(folder.saving.save_every)
+    best = Best(folder, parameters) if work.schedule.keep_best else None
     with progress(work.name, len(steps), "steps", start) as bar, between_steps() as stopped:
         for step in range(start, len(steps)):
             begun = time.monotonic()
             share = learning_rate(config, step, len(steps))
             means, norm = _step(work, engine, steps[step], share, f"step {step + 1}", place)
             seconds = time.monotonic() - begun
-            tokens = sum(lengths[i] for rows in steps[step] for row in rows for i in row)
+            tokens = sum(work.lengths[i] for rows in steps[step] for row in rows for i in row)
             figures = {**means, "lr": config.lr * share, "grad_norm": norm, "tokens": tokens, "seconds": seconds}
             if work.watch:
                 figures |= work.watch(step + 1, figures)
+            if work.held and work.schedule.due(step + 1, len(steps)):
+                figures["valid_loss"] = folder.metrics["valid_loss"] = _measure(work, engine, config, place)
+                if best:
+                    best.see(step + 1, figures["valid_loss"])
             folder.log({"step": step + 1, **figures})
             bar.advance(note=f"loss {means['loss']:.4f} · {tokens / seconds:.0f} tok/s")
             due = clock.due() and step + 1 < len(steps)
@@ -171,7 +181,25 @@ def fit(work: Work, config: Optim, seed: int, folder: Folder, place: Place) -> i
                 raise KeyboardInterrupt
     engine.finish()
     parallel.leave()
+    if best:
+        folder.metrics |= best.restore(len(steps))
     return len(steps)
+
+
+def _laid(work: Work, items: Sequence[int], config: Optim, seed: int) -> Steps:
+    """The plan over some of the items, in their own numbers."""
+    lengths, capacity, world = [work.lengths[i] for i in items], config.max_tokens_per_row, parallel.world()
+    steps = plan(lengths, batch=config.batch, capacity=capacity, world=world, epochs=config.epochs, seed=seed)
+    return [[[[items[i] for i in row] for row in rows] for rows in ranks] for ranks in steps]
+
+
+def _measure(work: Work, engine: Engine, config: Optim, place: Place) -> float:
+    """The held-out items' loss, a mean over their units; all processes share the work."""
+    steps = _laid(work, work.held, replace(config, epochs=1, batch=len(work.held)), 0)
+    with torch.no_grad():
+        sums, _ = _accumulate(work, engine, steps[0][parallel.rank()], 0, place)
+    total = sum(loss for loss in parallel.gather(sums["loss"]))
+    return total / max(sum(work.units[i] for i in work.held), 1)
 
 
 class _Clock:
@@ -224,7 +252,7 @@ def _step(
 
 
 def _accumulate(work: Work, engine: Engine, rows: Rows, count: int, place: Place) -> tuple[dict[str, float], list[int]]:
-    """Add up the gradients of this process's rows, each divided by the step's count.
+    """Add up the gradients of this process's rows, each divided by the step's count; no gradients where that is 0.
 
     Returns the loss and reports as sums, and the items of rows whose loss is not finite.
     """
@@ -237,7 +265,8 @@ def _accumulate(work: Work, engine: Engine, rows: Rows, count: int, place: Place
             loss, more = engine.run(work.objective, row or [_shortest(work)])
         if not row:  # it keeps the others company and counts nothing
             loss, more = loss * 0.0, {}
-        engine.backward(loss, count, last=number + 1 == len(rows))
+        if count:
+            engine.backward(loss, count, last=number + 1 == len(rows))
         value = loss.item()
         if not math.isfinite(value):
             bad += row
