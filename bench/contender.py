@@ -1,4 +1,4 @@
-"""One contender of the training benchmark, in a process of its own: ``contender.py WHO STAGE FOLDER DTYPE TOP``.
+"""One contender of the training benchmark, in a process of its own: ``contender.py WHO STAGE FOLDER DTYPE TOP LORA``.
 
 Prints one line of JSON: tokens, seconds, the loss of every step, peak resident memory in MB, model FLOPs.
 """
@@ -26,27 +26,27 @@ def lengths(folder: Path, stage: str) -> list[int]:
     return [len(tok.apply_chat_template(t)["input_ids"]) for t in talks]
 
 
-def flops(model: Any, sizes: list[int], stage: str, top: int) -> float:
+def flops(model: Any, sizes: list[int], stage: str, top: int, lora: int) -> float:
     """Floating-point operations of the work as such: 6 per weight and token (2 of them forward), attention included.
 
     Weights that do not learn need no gradient of their own, and layers under the lowest that learns no backward
-    at all. DPO's reference is a forward more.
+    at all. With adapters (whose own few are left out) no weight needs one. DPO's reference is a forward more.
     """
     config = model.config
     depth, width = config.num_hidden_layers, config.hidden_size
-    body = sum(p.numel() for n, p in model.named_parameters() if p.ndim == 2 and ".layers." in n)
+    body = sum(p.numel() for n, p in model.named_parameters() if p.ndim == 2 and ".layers." in n and "lora" not in n)
     head = 0 if stage == "train-rm" else config.vocab_size * width
     share = top / depth if top else 1.0
     total = 0.0
     for n in sizes:
         attend = 2 * n * n * width * depth  # scores and values, causal: half of 4 n^2 h
         forward = 2 * n * body + attend
-        total += forward * (1 + 2 * share) + (2 + 4 * (1 if not top else 0.5)) * n * head
+        total += forward * (1 + (1 if lora else 2) * share) + (2 + 4 * (0.5 if top or lora else 1)) * n * head
         total += forward + 2 * n * head if stage == "dpo" else 0.0
     return total
 
 
-def by_xwin(stage: str, folder: Path, dtype: str, top: int) -> tuple[float, list[float], Any]:
+def by_xwin(stage: str, folder: Path, dtype: str, top: int, lora: int) -> tuple[float, list[float], Any]:
     """Ours, through the real stage; the clock runs in ``loop.fit`` and in the reference's log-probabilities."""
     from importlib import import_module
 
@@ -85,6 +85,7 @@ def by_xwin(stage: str, folder: Path, dtype: str, top: int) -> tuple[float, list
         "device": "cpu",
         "dtype": dtype,
         "train_top": top,
+        "lora_r": lora,
     }
     given |= {"train-rm": {"valid": 0.0, "centring": 0.0}, "dpo": {"beta": BETA}}.get(stage, {})
     module.run(flags.build(module.Config, given))
@@ -92,7 +93,9 @@ def by_xwin(stage: str, folder: Path, dtype: str, top: int) -> tuple[float, list
     return clock[0], [row["loss"] for row in rows], models[0]
 
 
-def by_trl(stage: str, folder: Path, dtype: str, top: int, *, default: bool) -> tuple[float, list[float], Any]:
+def by_trl(
+    stage: str, folder: Path, dtype: str, top: int, lora: int, *, default: bool
+) -> tuple[float, list[float], Any]:
     """TRL's trainer on the same rows in our order."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -144,6 +147,7 @@ def by_trl(stage: str, folder: Path, dtype: str, top: int, *, default: bool) -> 
         args=config(**arguments),
         train_dataset=Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(folder / ("rm" if stage == "train-rm" else "base")),
+        peft_config=_adapters(stage, lora) if lora else None,
     )
     start = time.perf_counter()
     made.train()
@@ -151,18 +155,27 @@ def by_trl(stage: str, folder: Path, dtype: str, top: int, *, default: bool) -> 
     return seconds, [row["loss"] for row in made.state.log_history if "loss" in row], made.model
 
 
+def _adapters(stage: str, rank: int) -> Any:
+    """Adapters where ours are: on every linear layer, alpha twice the rank; a reward model's head learns too."""
+    from peft import LoraConfig
+
+    kind = {"task_type": "SEQ_CLS", "modules_to_save": ["score"]} if stage == "train-rm" else {"task_type": "CAUSAL_LM"}
+    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", **kind)
+
+
 def main() -> None:
     """Run and print."""
-    who, stage, folder, dtype, top = sys.argv[1], sys.argv[2], Path(sys.argv[3]), sys.argv[4], int(sys.argv[5])
+    who, stage, folder, dtype = sys.argv[1], sys.argv[2], Path(sys.argv[3]), sys.argv[4]
+    top, lora = map(int, sys.argv[5:])
     out, sys.stdout = sys.stdout, sys.stderr
     if who == "xwin":
-        seconds, losses, model = by_xwin(stage, folder, dtype, top)
+        seconds, losses, model = by_xwin(stage, folder, dtype, top, lora)
     else:
-        seconds, losses, model = by_trl(stage, folder, dtype, top, default=who == "trl-default")
+        seconds, losses, model = by_trl(stage, folder, dtype, top, lora, default=who == "trl-default")
     sizes = lengths(folder, stage)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     found = {"tokens": sum(sizes), "seconds": seconds, "losses": losses, "peak": memory}
-    print(json.dumps({**found, "flops": flops(model, sizes, stage, top)}), file=out)
+    print(json.dumps({**found, "flops": flops(model, sizes, stage, top, lora)}), file=out)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Training beside TRL: same model, data, order, batches, optimiser and threads; separate processes taking turns.
 
     python bench/train.py [--models S M] [--stages sft train-rm dpo] [--repeats 3] [--rows 64] [--out FILE]
-    python bench/train.py --policy runs/demo/smollm2 --pairs FILE      # on a real model and real pairs
+    python bench/train.py --policy runs/demo/smollm2 --pairs FILE [--train-top 15 | --lora-r 16]      # a real model
 
 Every contender trains one epoch over the same rows in the same order with AdamW at a constant rate. Its time runs
 from the first row to the last step, DPO's reference log-probabilities included; loading, tokenising and saving do
@@ -54,9 +54,10 @@ def prepare(folder: Path, policy: str, pairs: str, name: str, rows: int) -> None
     (folder / "order.json").write_text(json.dumps(order))
 
 
-def run(contender: str, stage: str, folder: Path, dtype: str, top: int) -> dict[str, Any]:
+def run(contender: str, stage: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """One contender on one stage in a process of its own; returns what it printed."""
-    command = [sys.executable, str(HERE / "contender.py"), contender, stage, str(folder), dtype, str(top)]
+    command = [sys.executable, str(HERE / "contender.py"), contender, stage, str(folder)]
+    command += [options.dtype, str(options.train_top), str(options.lora_r)]
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "WANDB_MODE": "offline"}
     if contender == "trl":
         env |= KEEP
@@ -108,7 +109,10 @@ def main() -> None:
     parser.add_argument("--policy", default="", help="a model folder instead of the made ones")
     parser.add_argument("--pairs", default="", help="pairs for --policy")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--train-top", type=int, default=0)
+    parser.add_argument("--train-top", type=int, default=0, help="only so many layers learn")
+    parser.add_argument(
+        "--lora-r", type=int, default=0, help="adapters of this rank learn; each side draws its own"
+    )
     args = parser.parse_args()
     limit = peak()
     head = "| | | tokens/s | times as fast is xwin | peak MB | losses apart by | of the matmul peak |"
@@ -121,7 +125,7 @@ def main() -> None:
                 found: dict[str, list[dict[str, Any]]] = {c: [] for c in args.contenders}
                 for _ in range(args.repeats):
                     for c in args.contenders:
-                        found[c].append(run(c, stage, folder, args.dtype, args.train_top))
+                        found[c].append(run(c, stage, folder, args))
                         last = found[c][-1]
                         print(f"{name} {stage} {c}: {last['tokens'] / last['seconds']:.0f}/s", file=sys.stderr)
                 print("\n".join(table(name, stage, found, limit)), flush=True)
