@@ -39,8 +39,8 @@ def prepare(folder: Path, policy: str, pairs: str, name: str, rows: int) -> None
     base = Path(policy) if policy else world.policy(world.MODELS[name], folder / "base")
     if policy:
         (folder / "base").symlink_to(base.resolve())
-        lines = Path(pairs).read_text().splitlines()[:rows]
-        (folder / "pairs.jsonl").write_text("\n".join(lines) + "\n")
+        by_prompt = {json.dumps(json.loads(line)["prompt"]): line for line in Path(pairs).read_text().splitlines()}
+        (folder / "pairs.jsonl").write_text("\n".join([*by_prompt.values()][:rows]) + "\n")  # one a prompt
     else:
         world.pairs(world.MODELS[name].vocab, rows, folder / "pairs.jsonl")
     read = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
@@ -110,9 +110,7 @@ def main() -> None:
     parser.add_argument("--pairs", default="", help="pairs for --policy")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--train-top", type=int, default=0, help="only so many layers learn")
-    parser.add_argument(
-        "--lora-r", type=int, default=0, help="adapters of this rank learn; each side draws its own"
-    )
+    parser.add_argument("--lora-r", type=int, default=0, help="adapters of this rank learn; each side draws its own")
     args = parser.parse_args()
     limit = peak()
     head = "| | | tokens/s | times as fast is xwin | peak MB | losses apart by | of the matmul peak |"
