@@ -1,4 +1,4 @@
-"""One contender of the training benchmark, in a process of its own: ``contender.py WHO STAGE FOLDER DTYPE TOP LORA``.
+"""One contender of the training benchmark, in a process of its own: ``contender.py WHO STAGE FOLDER DTYPE TOP LORA ROW``.
 
 Prints one line of JSON: tokens, seconds, the loss of every step, peak resident memory in MB, model FLOPs.
 """
@@ -46,7 +46,7 @@ def flops(model: Any, sizes: list[int], stage: str, top: int, lora: int) -> floa
     return total
 
 
-def by_xwin(stage: str, folder: Path, dtype: str, top: int, lora: int) -> tuple[float, list[float], Any]:
+def by_xwin(stage: str, folder: Path, dtype: str, top: int, lora: int, row: int) -> tuple[float, list[float], Any]:
     """Ours, through the real stage; the clock runs in ``loop.fit`` and in the reference's log-probabilities."""
     from importlib import import_module
 
@@ -86,6 +86,7 @@ def by_xwin(stage: str, folder: Path, dtype: str, top: int, lora: int) -> tuple[
         "dtype": dtype,
         "train_top": top,
         "lora_r": lora,
+        "max_tokens_per_row": row,
     }
     given |= {"train-rm": {"valid": 0.0, "centring": 0.0}, "dpo": {"beta": BETA}}.get(stage, {})
     module.run(flags.build(module.Config, given))
@@ -166,10 +167,10 @@ def _adapters(stage: str, rank: int) -> Any:
 def main() -> None:
     """Run and print."""
     who, stage, folder, dtype = sys.argv[1], sys.argv[2], Path(sys.argv[3]), sys.argv[4]
-    top, lora = map(int, sys.argv[5:])
+    top, lora, row = map(int, sys.argv[5:])
     out, sys.stdout = sys.stdout, sys.stderr
     if who == "xwin":
-        seconds, losses, model = by_xwin(stage, folder, dtype, top, lora)
+        seconds, losses, model = by_xwin(stage, folder, dtype, top, lora, row)
     else:
         seconds, losses, model = by_trl(stage, folder, dtype, top, lora, default=who == "trl-default")
     sizes = lengths(folder, stage)

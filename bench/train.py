@@ -38,7 +38,7 @@ def prepare(folder: Path, policy: str, pairs: str, name: str, rows: int) -> None
 
     base = Path(policy) if policy else world.policy(world.MODELS[name], folder / "base")
     if policy:
-        (folder / "base").symlink_to(base.resolve())
+        _same_template(base.resolve(), folder / "base")
         by_prompt = {json.dumps(json.loads(line)["prompt"]): line for line in Path(pairs).read_text().splitlines()}
         (folder / "pairs.jsonl").write_text("\n".join([*by_prompt.values()][:rows]) + "\n")  # one a prompt
     else:
@@ -48,16 +48,30 @@ def prepare(folder: Path, policy: str, pairs: str, name: str, rows: int) -> None
         for row in read:
             f.write(json.dumps({"messages": [*row["prompt"], *row["chosen"]]}) + "\n")
     place = models.place(settings.Device(device="cpu", dtype="float32"))
-    models.save(models.new_reward(str(base), place, 0), folder / "rm")
+    models.save(models.new_reward(str(folder / "base"), place, 0), folder / "rm")
     steps = plan([1] * len(read), batch=BATCH, capacity=1, world=1, epochs=1, seed=0)
     order = [i for (rows,) in steps for row in rows for i in row]
     (folder / "order.json").write_text(json.dumps(order))
 
 
+def _same_template(policy: Path, folder: Path) -> None:
+    """A model folder beside another, with a template under which all tools learn the same tokens."""
+    from transformers import AutoTokenizer
+
+    folder.mkdir()
+    for file in policy.iterdir():
+        (folder / file.name).symlink_to(file)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (folder / name).unlink(missing_ok=True)
+    tok = AutoTokenizer.from_pretrained(policy)
+    tok.chat_template = world.CHAT
+    tok.save_pretrained(folder)
+
+
 def run(contender: str, stage: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """One contender on one stage in a process of its own; returns what it printed."""
     command = [sys.executable, str(HERE / "contender.py"), contender, stage, str(folder)]
-    command += [options.dtype, str(options.train_top), str(options.lora_r)]
+    command += map(str, (options.dtype, options.train_top, options.lora_r, options.row))
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "WANDB_MODE": "offline"}
     if contender == "trl":
         env |= KEEP
@@ -111,6 +125,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--train-top", type=int, default=0, help="only so many layers learn")
     parser.add_argument("--lora-r", type=int, default=0, help="adapters of this rank learn; each side draws its own")
+    parser.add_argument("--row", type=int, default=1024, help="tokens in a row of ours (--max-tokens-per-row)")
     args = parser.parse_args()
     limit = peak()
     head = "| | | tokens/s | times as fast is xwin | peak MB | losses apart by | of the matmul peak |"
