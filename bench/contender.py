@@ -1,4 +1,4 @@
-"""One contender of the training benchmark, in a process of its own: ``contender.py WHO STAGE FOLDER DTYPE TOP LORA ROW``.
+"""One contender of the training benchmark, in a process of its own; arguments: WHO STAGE FOLDER DTYPE TOP LORA ROW.
 
 Prints one line of JSON: tokens, seconds, the loss of every step, peak resident memory in MB, model FLOPs.
 """

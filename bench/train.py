@@ -39,8 +39,7 @@ def prepare(folder: Path, policy: str, pairs: str, name: str, rows: int) -> None
     base = Path(policy) if policy else world.policy(world.MODELS[name], folder / "base")
     if policy:
         _same_template(base.resolve(), folder / "base")
-        by_prompt = {json.dumps(json.loads(line)["prompt"]): line for line in Path(pairs).read_text().splitlines()}
-        (folder / "pairs.jsonl").write_text("\n".join([*by_prompt.values()][:rows]) + "\n")  # one a prompt
+        _as_trl_reads_them(Path(pairs), rows, folder / "pairs.jsonl")
     else:
         world.pairs(world.MODELS[name].vocab, rows, folder / "pairs.jsonl")
     read = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
@@ -52,6 +51,16 @@ def prepare(folder: Path, policy: str, pairs: str, name: str, rows: int) -> None
     steps = plan([1] * len(read), batch=BATCH, capacity=1, world=1, epochs=1, seed=0)
     order = [i for (rows,) in steps for row in rows for i in row]
     (folder / "order.json").write_text(json.dumps(order))
+
+
+def _as_trl_reads_them(pairs: Path, rows: int, file: Path) -> None:
+    """One pair a prompt, since our batches count prompts; and all answers ended, since TRL knows no cut ones."""
+    found = {}
+    for line in pairs.read_text().splitlines():
+        row = json.loads(line)
+        plain = [[{k: m[k] for k in ("role", "content")} for m in row[f]] for f in ("prompt", "chosen", "rejected")]
+        found[json.dumps(plain[0])] = dict(zip(("prompt", "chosen", "rejected"), plain, strict=True))
+    file.write_text("".join(json.dumps(row) + "\n" for row in [*found.values()][:rows]))
 
 
 def _same_template(policy: Path, folder: Path) -> None:
