@@ -1,6 +1,6 @@
 """Training beside TRL: same model, data, order, batches, optimiser and threads; separate processes taking turns.
 
-    python bench/train.py [--models S M] [--stages sft train-rm dpo] [--repeats 3] [--rows 64] [--out FILE]
+    python bench/train.py [--models S M] [--stages sft train-rm dpo] [--repeats 3] [--rows 64]
     python bench/train.py --policy runs/demo/smollm2 --pairs FILE [--train-top 15 | --lora-r 16]      # a real model
 
 Every contender trains one epoch over the same rows in the same order with AdamW at a constant rate. Its time runs
