@@ -108,23 +108,25 @@ def fit(out, *, stop=0, saving=None, steps=6):
     return p.tolist()
 
 
-@pytest.mark.parametrize("stop", [2, 3, 6])
-def test_random_streams_go_on(tmp_path, stop):
+def unbroken(tmp_path, stop):
+    """Leave a run in ``b`` that stopped in a step; returns what it would have come to."""
     torch.manual_seed(3)
     whole = fit(tmp_path / "a")
     torch.manual_seed(3)
     with pytest.raises(KeyboardInterrupt):
         fit(tmp_path / "b", stop=stop)
+    return whole
+
+
+@pytest.mark.parametrize("stop", [2, 3, 6])
+def test_random_streams_go_on(tmp_path, stop):
+    whole = unbroken(tmp_path, stop)
     torch.manual_seed(99)
     assert fit(tmp_path / "b") == whole
 
 
 def test_a_run_goes_on_from_the_one_before_a_damaged_one(tmp_path, capsys):
-    torch.manual_seed(3)
-    whole = fit(tmp_path / "a")
-    torch.manual_seed(3)
-    with pytest.raises(KeyboardInterrupt):
-        fit(tmp_path / "b", stop=5)
+    whole = unbroken(tmp_path, 5)
     store = tmp_path / "b.partial" / "checkpoints"
     assert [p.name for p in sorted(store.iterdir())] == ["step-00000003", "step-00000004"]
     state = store / "step-00000004" / "state.pt"
@@ -138,11 +140,7 @@ def test_a_run_goes_on_from_the_one_before_a_damaged_one(tmp_path, capsys):
 
 
 def test_all_damaged_is_a_new_start(tmp_path, capsys):
-    torch.manual_seed(3)
-    whole = fit(tmp_path / "a")
-    torch.manual_seed(3)
-    with pytest.raises(KeyboardInterrupt):
-        fit(tmp_path / "b", stop=4)
+    whole = unbroken(tmp_path, 4)
     for state in (tmp_path / "b.partial" / "checkpoints").glob("*/state.pt"):
         state.unlink()
     torch.manual_seed(3)

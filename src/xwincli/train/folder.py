@@ -102,7 +102,7 @@ class Folder:
         if (found := self.checkpoints.newest()) is None:
             self._log_path.unlink(missing_ok=True)
             return None
-        state = read_state(found)
+        state = read_state(found, mmap=True)  # of all that stands there only two numbers are wanted here
         with self._log_path.open("r+b") as f:
             f.truncate(state["logged"])
         say(f"{self.out}: going on after step {state['step']}")
@@ -131,7 +131,7 @@ class Folder:
         say(f"saved {self.out}")
 
 
-def read_state(checkpoint: Path) -> dict[str, Any]:
-    """What ``save_state`` was given, with ``step``."""
-    state: dict[str, Any] = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
+def read_state(checkpoint: Path, *, mmap: bool = False) -> dict[str, Any]:
+    """What ``save_state`` was given, with ``step``; with ``mmap`` tensors are read from the file when they are used."""
+    state: dict[str, Any] = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True, mmap=mmap)
     return state
