@@ -1,5 +1,6 @@
-"""One contender of the training benchmark, in a process of its own; arguments: WHO STAGE FOLDER DTYPE TOP LORA ROW.
+"""One contender of the training benchmark, in a process of its own.
 
+Arguments: WHO STAGE FOLDER DTYPE TOP LORA ROW LIMIT.
 Prints one line of JSON: tokens, seconds, the loss of every step, peak resident memory in MB, model FLOPs.
 """
 
@@ -15,12 +16,18 @@ from typing import Any
 BATCH, LR, BETA = 16, 1e-4, 0.1
 
 
-def lengths(folder: Path, stage: str) -> list[int]:
+def read(folder: Path, limit: int) -> list[Any]:
+    """The rows in the order they are learned, at most so many."""
+    rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
+    return [rows[i] for i in json.loads((folder / "order.json").read_text())][:limit]
+
+
+def lengths(folder: Path, stage: str, limit: int) -> list[int]:
     """Tokens of every sequence as the peer sees them."""
     from transformers import AutoTokenizer
 
     tok = AutoTokenizer.from_pretrained(folder / "base")
-    rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
+    rows = read(folder, limit)
     sides = ("chosen",) if stage == "sft" else ("chosen", "rejected")
     talks = [[*row["prompt"], *row[side]] for row in rows for side in sides]
     return [len(tok.apply_chat_template(t)["input_ids"]) for t in talks]
@@ -95,14 +102,13 @@ def by_xwin(stage: str, folder: Path, dtype: str, top: int, lora: int, row: int)
 
 
 def by_trl(
-    stage: str, folder: Path, dtype: str, top: int, lora: int, *, default: bool
+    stage: str, folder: Path, dtype: str, top: int, lora: int, limit: int, who: str
 ) -> tuple[float, list[float], Any]:
-    """TRL's trainer on the same rows in our order."""
+    """TRL's trainer on the same rows in our order: ``trl`` its fastest, ``trl-padded``, ``trl-default``."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-    rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
-    rows = [rows[i] for i in json.loads((folder / "order.json").read_text())]
+    rows = read(folder, limit)
     if stage == "sft":
         rows = [{"prompt": r["prompt"], "completion": r["chosen"]} for r in rows]
     else:
@@ -116,7 +122,7 @@ def by_trl(
         model.base_model.norm.requires_grad_(True)
         if stage == "train-rm":
             model.score.requires_grad_(True)
-    one = 8 if default else 1
+    one = 1 if who == "trl" else 8
     arguments: dict[str, Any] = {
         "output_dir": str(folder / "trl"),
         "per_device_train_batch_size": one,
@@ -132,8 +138,10 @@ def by_trl(
         "max_length": None,
         "disable_tqdm": True,
     }
-    if not default:
+    if who == "trl":
         arguments |= {"bf16": dtype == "bfloat16", "gradient_checkpointing": False}
+    elif who == "trl-padded":
+        arguments |= {"bf16": False}
     import trl
 
     config, trainer = {
@@ -167,13 +175,13 @@ def _adapters(stage: str, rank: int) -> Any:
 def main() -> None:
     """Run and print."""
     who, stage, folder, dtype = sys.argv[1], sys.argv[2], Path(sys.argv[3]), sys.argv[4]
-    top, lora, row = map(int, sys.argv[5:])
+    top, lora, row, limit = map(int, sys.argv[5:])
     out, sys.stdout = sys.stdout, sys.stderr
     if who == "xwin":
         seconds, losses, model = by_xwin(stage, folder, dtype, top, lora, row)
     else:
-        seconds, losses, model = by_trl(stage, folder, dtype, top, lora, default=who == "trl-default")
-    sizes = lengths(folder, stage)
+        seconds, losses, model = by_trl(stage, folder, dtype, top, lora, limit, who)
+    sizes = lengths(folder, stage, limit)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     found = {"tokens": sum(sizes), "seconds": seconds, "losses": losses, "peak": memory}
     print(json.dumps({**found, "flops": flops(model, sizes, stage, top, lora)}), file=out)

@@ -6,8 +6,10 @@
 Every contender trains one epoch over the same rows in the same order with AdamW at a constant rate. Its time runs
 from the first row to the last step, DPO's reference log-probabilities included; loading, tokenising and saving do
 not count. A token is a token of a sequence as the peer sees it (a pair's prompt counts with both responses), so
-the ratio of speeds is the ratio of times. TRL stands there as it comes, and in the fastest setting that was found
-(float32, one sequence a micro-step, no gradient checkpointing, the allocator keeping its memory).
+the ratio of speeds is the ratio of times. TRL stands there in the fastest setting that was found (float32, one
+sequence a micro-step, no gradient checkpointing, the allocator keeping its memory), as it comes but in float32
+(padded batches of 8), and as it comes (the same in bfloat16, with ``--few`` rows, since a processor
+without bfloat16 units takes a hundred times as long); the last two once a case. Runs go to ``results.jsonl``, tables to the page.
 """
 
 from __future__ import annotations
@@ -23,10 +25,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import results
 import world
 
 HERE = Path(__file__).parent
-CONTENDERS = ("xwin", "trl", "trl-default")
+CONTENDERS = ("xwin", "trl", "trl-padded", "trl-default")
 BATCH = 16
 KEEP = {"MALLOC_TOP_PAD_": str(256 << 20), "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
 
@@ -80,7 +83,8 @@ def _same_template(policy: Path, folder: Path) -> None:
 def run(contender: str, stage: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """One contender on one stage in a process of its own; returns what it printed."""
     command = [sys.executable, str(HERE / "contender.py"), contender, stage, str(folder)]
-    command += map(str, (options.dtype, options.train_top, options.lora_r, options.row))
+    few = options.few if contender == "trl-default" else options.rows
+    command += map(str, (options.dtype, options.train_top, options.lora_r, options.row, few))
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "WANDB_MODE": "offline"}
     if contender == "trl":
         env |= KEEP
@@ -104,21 +108,24 @@ def peak() -> float:
     return float(2 * 2048**3 / best / 1e9)
 
 
-def table(name: str, stage: str, found: dict[str, list[dict[str, Any]]], limit: float) -> list[str]:
-    """The rows of one stage for RESULTS.md."""
-    speed = {c: [r["tokens"] / r["seconds"] for r in runs] for c, runs in found.items()}
-    losses = {c: runs[0]["losses"] for c, runs in found.items()}
-    rows = []
-    for c in found:
-        ratios = [a / b for a, b in zip(speed["xwin"], speed[c], strict=True)]
-        apart = max(abs(a - b) for a, b in zip(losses["xwin"], losses[c], strict=True))
-        used = statistics.median(r["flops"] / r["seconds"] for r in found[c]) / 1e9 / limit
-        rows.append(
-            f"| {stage} {name} | {c} | {statistics.median(speed[c]):.0f} ({min(speed[c]):.0f} – {max(speed[c]):.0f}) | "
-            f"{statistics.median(ratios):.2f} ({min(ratios):.2f} – {max(ratios):.2f}) | "
-            f"{statistics.median(r['peak'] for r in found[c]):.0f} | {apart:.1e} | {used:.2f} |"
-        )
-    return rows
+def lines(row: dict[str, Any]) -> list[str]:
+    """The lines of one record on the page, one a contender."""
+    speed = {c: [r["tokens"] / r["seconds"] for r in runs] for c, runs in row["runs"].items()}
+    losses = {c: runs[0]["losses"] for c, runs in row["runs"].items()}
+    ours = row["dtype"] if row["dtype"] != "float32" else ""
+    found = []
+    for c, runs in row["runs"].items():
+        ratios = [a / b for a, b in zip(speed["xwin"], speed[c], strict=False)]
+        apart = max(abs(a - b) for a, b in zip(losses["xwin"], losses[c], strict=len(losses[c]) > 1))
+        used = statistics.median(r["flops"] / r["seconds"] for r in runs) / 1e9 / row["limit"]
+        compared = ["", ""] if c == "xwin" else [results.spread(ratios, 2), f"{apart:.0e}"]
+        cells = [row["case"] if c == "xwin" else "", f"{c} {ours}".strip(), str(len(runs)), results.spread(speed[c])]
+        cells += [compared[0], f"{statistics.median(r['peak'] for r in runs):,.0f}", f"{used:.2f}", compared[1]]
+        found.append(f"| {' | '.join(cells)} |")
+    return found
+
+
+HEAD = "| | | runs | tokens/s | xwin is so many times as fast | peak MB | of the matmul peak | losses apart by |"
 
 
 def main() -> None:
@@ -135,22 +142,27 @@ def main() -> None:
     parser.add_argument("--train-top", type=int, default=0, help="only so many layers learn")
     parser.add_argument("--lora-r", type=int, default=0, help="adapters of this rank learn; each side draws its own")
     parser.add_argument("--row", type=int, default=1024, help="tokens in a row of ours (--max-tokens-per-row)")
+    parser.add_argument("--few", type=int, default=16, help="rows at most for trl-default")
     args = parser.parse_args()
     limit = peak()
-    head = "| | | tokens/s | times as fast is xwin | peak MB | losses apart by | of the matmul peak |"
-    print(f"float32 matmul peak {limit:.0f} GFLOP/s, {args.dtype}\n\n{head}\n|---|---|---|---|---|---|---|")
+    setting = f", top {args.train_top} layers" if args.train_top else f", LoRA r {args.lora_r}" if args.lora_r else ""
     for name in [Path(args.policy).name] if args.policy else args.models:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
             prepare(folder, args.policy, args.pairs, name, args.rows)
             for stage in args.stages:
                 found: dict[str, list[dict[str, Any]]] = {c: [] for c in args.contenders}
-                for _ in range(args.repeats):
+                for turn in range(args.repeats):
                     for c in args.contenders:
+                        if turn and c.startswith("trl-"):  # the slow ones once
+                            continue
                         found[c].append(run(c, stage, folder, args))
                         last = found[c][-1]
                         print(f"{name} {stage} {c}: {last['tokens'] / last['seconds']:.0f}/s", file=sys.stderr)
-                print("\n".join(table(name, stage, found, limit)), flush=True)
+                case = f"{stage} {name}{setting}, {args.rows} rows"
+                results.record("Training", case, found, dtype=args.dtype, limit=limit)
+                results.draw("Training", HEAD, lines)
+    print(results.draw("Training", HEAD, lines))
 
 
 if __name__ == "__main__":

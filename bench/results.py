@@ -1,0 +1,82 @@
+"""What was measured, and the page that shows it: ``results.jsonl`` keeps every run, ``RESULTS.md`` is drawn from it.
+
+A table of the page stands between two comments and is drawn anew by whoever measures; all other text is by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import statistics
+from collections.abc import Callable, Iterable
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+LOG, PAGE = HERE / "results.jsonl", HERE / "RESULTS.md"
+Run = dict[str, Any]
+
+
+def machine() -> str:
+    """The processor, threads and versions that a figure belongs to."""
+    import torch
+
+    names = re.findall(r"model name\s*:\s*(.+)", _read(Path("/proc/cpuinfo")))
+    device = names[0] if names else platform.processor()
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    kept = " ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
+    return f"{device}, {torch.get_num_threads()} threads, {kept}"
+
+
+def _read(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+def record(table: str, case: str, runs: dict[str, list[Run]], **facts: Any) -> None:
+    """Keep all contenders' runs of one case of a table.
+
+    Args:
+        table: its name on the page.
+        case: what was worked on: model, stage, setting; one line of the table (or one a contender).
+        runs: of each contender, in the order they took turns.
+        facts: what else the page is to tell.
+    """
+    row = {"table": table, "case": case, "runs": runs, **facts, "machine": machine(), "date": str(date.today())}
+    with LOG.open("a") as f:
+        f.write(json.dumps(row) + "\n")
+
+
+def draw(table: str, head: str, lines: Callable[[dict[str, Any]], Iterable[str]]) -> str:
+    """Draw a table of the page from the newest record of each of its cases; returns it.
+
+    Args:
+        table: its name; the page has it between ``<!-- NAME -->`` and ``<!-- end -->``, or gets it at its end.
+        head: the header line, ``| … | … |``.
+        lines: a record -> its lines.
+    """
+    newest: dict[str, dict[str, Any]] = {}
+    for text in LOG.read_text().splitlines():
+        row = json.loads(text)
+        if row["table"] == table:
+            newest.pop(row["case"], None)
+            newest[row["case"]] = row
+    body = [line for row in sorted(newest.values(), key=lambda row: row["machine"]) for line in lines(row)]
+    where = sorted({f"{row['machine']}, {row['date']}" for row in newest.values()})
+    rule = "|" + "---|" * (head.count("|") - 1)
+    drawn = "\n".join([*(f"Measured on {w}." for w in where), "", head, rule, *body])
+    block = f"<!-- {table} -->\n{drawn}\n<!-- end -->"
+    page = PAGE.read_text() if PAGE.exists() else "# Measured\n"
+    old = re.compile(rf"<!-- {re.escape(table)} -->.*?<!-- end -->", re.DOTALL)
+    page = old.sub(lambda _: block, page) if old.search(page) else f"{page.rstrip()}\n\n## {table}\n\n{block}\n"
+    PAGE.write_text(page)
+    return drawn
+
+
+def spread(figures: list[float], digits: int = 0) -> str:
+    """``median (least – most)``, or the one figure there is."""
+    shown = [f"{x:,.{digits}f}" for x in (statistics.median(figures), min(figures), max(figures))]
+    return shown[0] if len(figures) == 1 else f"{shown[0]} ({shown[1]} – {shown[2]})"
