@@ -68,6 +68,9 @@ class Sampling:
     n: int = flag(1, "responses per prompt", low=1)
     temperature: float = flag(1.0, "0 is greedy", low=0.0)
     top_p: float = flag(1.0, "nucleus: the smallest set of tokens holding this probability", low=0.0, high=1.0)
+    top_k: int = flag(0, "only the so many likeliest tokens; 0 is all", low=0)
+    min_p: float = flag(0.0, "only tokens at least this share as likely as the likeliest", low=0.0, high=1.0)
+    repetition_penalty: float = flag(1.0, "tokens seen before, prompt included, are so much less likely", low=0.01)
     max_tokens: int = flag(512, "new tokens per response at most", low=1)
     stop: list[str] = flag([], "end a response before this text; repeatable")
 
