@@ -54,9 +54,11 @@ cases: $(READY) ## the tests with third-party data: make cases CASES=FOLDER
 docs: $(READY) ## write docs/cli.md, the reference of every flag
 	$(VENV)/bin/python docs/reference.py > docs/cli.md
 
-bench: $(READY) ## sampling beside transformers, training beside TRL, on the same work
-	$(VENV)/bin/python bench/sample.py $(MODEL)
-	$(VENV)/bin/python bench/train.py
+bench: $(READY) ## sampling and scoring beside transformers, training beside TRL, into bench/RESULTS.md (two hours)
+	$(VENV)/bin/python bench/sample.py
+	$(VENV)/bin/python bench/score.py
+	$(VENV)/bin/python bench/train.py --models S
+	$(VENV)/bin/python bench/train.py --models M --rows 32 --contenders xwin trl trl-padded
 
 gpu-check: $(READY) ## on a CUDA machine: attention kernels, training stages, speed and memory in one table
 	$(VENV)/bin/python bench/gpu_check.py

@@ -6,9 +6,12 @@ A table of the page stands between two comments and is drawn anew by whoever mea
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import statistics
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from datetime import date
 from importlib.metadata import version
@@ -42,16 +45,46 @@ def record(table: str, case: str, runs: dict[str, list[Run]], **facts: Any) -> N
     Args:
         table: its name on the page.
         case: what was worked on: model, stage, setting; one line of the table (or one a contender).
-        runs: of each contender, in the order they took turns.
+        runs: of each contender, ours first, in the order they took turns.
         facts: what else the page is to tell.
     """
+    speed = {c: [r["tokens"] / r["seconds"] for r in of] for c, of in runs.items()}
+    ours = next(iter(speed.values()))
+    facts["ratios"] = {c: [a / b for a, b in zip(ours, theirs, strict=False)] for c, theirs in speed.items()}
     row = {"table": table, "case": case, "runs": runs, **facts, "machine": machine(), "date": str(date.today())}
     with LOG.open("a") as f:
         f.write(json.dumps(row) + "\n")
 
 
+def turns(
+    commands: dict[str, list[str]], repeats: int, once: Iterable[str] = (), env: dict[str, dict[str, str]] | None = None
+) -> dict[str, list[Run]]:
+    """Let contenders take turns, each time in a process of its own whose last line is its run as JSON.
+
+    Args:
+        commands: of each contender, after ``python``.
+        repeats: turns of each.
+        once: who has only one, being slow.
+        env: of each contender, besides this process's own.
+    """
+    quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "WANDB_MODE": "offline"}
+    found: dict[str, list[Run]] = {c: [] for c in commands}
+    for turn in range(repeats):
+        for c, command in commands.items():
+            if turn and c in once:
+                continue
+            own = {**os.environ, **quiet, **(env or {}).get(c, {})}
+            done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=own)
+            if done.returncode:
+                raise SystemExit(f"{' '.join(command)}\n{done.stderr[-3000:]}")
+            found[c].append(json.loads(done.stdout.splitlines()[-1]))
+            last = found[c][-1]
+            print(f"{' '.join(command[1:3])}: {last['tokens'] / last['seconds']:.0f}/s", file=sys.stderr)
+    return found
+
+
 def draw(table: str, head: str, lines: Callable[[dict[str, Any]], Iterable[str]]) -> str:
-    """Draw a table of the page from the newest record of each of its cases; returns it.
+    """Draw a table of the page from the newest runs of each contender in each of its cases; returns it.
 
     Args:
         table: its name; the page has it between ``<!-- NAME -->`` and ``<!-- end -->``, or gets it at its end.
@@ -62,8 +95,9 @@ def draw(table: str, head: str, lines: Callable[[dict[str, Any]], Iterable[str]]
     for text in LOG.read_text().splitlines():
         row = json.loads(text)
         if row["table"] == table:
-            newest.pop(row["case"], None)
-            newest[row["case"]] = row
+            old = newest.get(row["case"], row)
+            both = {k: {**old[k], **row[k]} for k, v in row.items() if isinstance(v, dict)}
+            newest[row["case"]] = {**row, **both}
     body = [line for row in sorted(newest.values(), key=lambda row: row["machine"]) for line in lines(row)]
     where = sorted({f"{row['machine']}, {row['date']}" for row in newest.values()})
     rule = "|" + "---|" * (head.count("|") - 1)

@@ -1,105 +1,115 @@
-"""Sampling beside transformers' generate: same model, prompts, precision, threads and limits, taking turns.
+"""Sampling beside transformers: same model, prompts, lengths, threads and temperature; separate processes by turns.
 
-    python bench/sample.py MODEL [--data FILE] [--n 8] [--max-tokens 48] [--repeats 3] [--dtype float32]
+    python bench/sample.py [--models S M] [--prompts 4] [--n 64] [--repeats 3]
+    python bench/sample.py --policy runs/demo/smollm2 [--prompts 16] [--n 64] [--max-tokens 128] [--dtype bfloat16]
 
-Both sides draw n responses to each of 16 prompts as one batch of 16 n rows: transformers' padded on the left,
-ours prefilled once a prompt. A token counts until its response ends, the end included. Medians of the repeats.
+Made models know no end, so every response has a length drawn beforehand (log-normal, mean 200, at most 512), the same
+for every contender; a real model ends as it does. A token counts until its response ends. transformers stands there
+with ``generate`` (``num_return_sequences`` at a time, ``--few`` prompts of the made ones, since it takes long; of a
+real model the best of several batch sizes) and with its continuous batching in the best setting that was found.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import math
+import random
 import statistics
-import sys
-import time
+import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
+import results
+import world
 
-from xwincli import console, formats, models, settings
-from xwincli.engines import Ask
-from xwincli.engines.native import Native
-from xwincli.records import Prompt
-
-DATA = Path(__file__).parents[1] / "examples" / "demo" / "eval.jsonl"
-COUNT = 16
+HERE = Path(__file__).parent
+DEMO = HERE.parent / "examples" / "demo" / "eval.jsonl"
+MEAN, SIGMA, LONGEST = 200, 0.6, 512
+BATCHING = {"page": 32, "batch": 512}  # the fastest of several found on two cores
 
 
-def by_transformers(loaded: models.Loaded, asks: list[Ask], sampling: settings.Sampling, seed: int) -> int:
-    """One padded batch through ``generate``; returns the real tokens drawn."""
-    tokenizer, stops = loaded.tokenizer, sorted(loaded.template.stop_ids)
-    prompts = [ids for a in asks for ids in [loaded.template.prompt_ids(a.messages)] * sampling.n]
-    longest = max(map(len, prompts))
-    pad = tokenizer.pad_token_id or 0
-    ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts])
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
-    torch.manual_seed(seed)
-    with torch.inference_mode():
-        out = loaded.model.generate(
-            ids.to(loaded.place.device),
-            attention_mask=mask.to(loaded.place.device),
-            do_sample=True,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=0,
-            max_new_tokens=sampling.max_tokens,
-            eos_token_id=stops,
-            pad_token_id=pad,
-        )
-    ends = torch.isin(out[:, longest:], torch.tensor(stops, device=out.device)).long()
-    return int((ends.cumsum(1) - ends == 0).sum())
+def lengths(prompts: int, n: int) -> list[list[int]]:
+    """Tokens of every response."""
+    draw = random.Random(3)
+    one = lambda: int(min(draw.lognormvariate(math.log(MEAN) - SIGMA**2 / 2, SIGMA), LONGEST)) + 1
+    return [[one() for _ in range(n)] for _ in range(prompts)]
 
 
-def by_xwin(engine: Native, asks: list[Ask], sampling: settings.Sampling, seed: int) -> int:
-    """The same through the native engine."""
-    answers = engine.draw(asks, sampling, seed)
-    return sum(len(d.ids) for _, drawn in answers if isinstance(drawn, list) for d in drawn)
+def made(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """A made model in ``folder`` and the work on it."""
+    from transformers import AutoTokenizer
+
+    world.policy(world.MODELS[name], folder)
+    rows = world.pairs(world.MODELS[name].vocab, options.prompts, folder / "pairs.jsonl").read_text().splitlines()
+    tok = AutoTokenizer.from_pretrained(folder)
+    prompts = [tok.apply_chat_template(json.loads(r)["prompt"], add_generation_prompt=True)["input_ids"] for r in rows]
+    return {"prompts": prompts, "lengths": lengths(len(prompts), options.n), "most": LONGEST + 1, "few": options.few}
+
+
+def real(options: argparse.Namespace) -> dict[str, Any]:
+    """The demo's prompts for a real model."""
+    from xwincli import formats, models
+    from xwincli.records import Prompt
+
+    template = models.load_policy(options.policy, models.CPU).template
+    prompts = formats.read([str(DEMO)], Prompt, limit=options.prompts)
+    return {"prompts": [template.prompt_ids(p.prompt) for p in prompts], "lengths": [], "most": options.max_tokens}
+
+
+def lines(row: dict[str, Any]) -> list[str]:
+    """The lines of one record on the page, one a contender."""
+    speed = {c: [r["tokens"] / r["seconds"] for r in runs] for c, runs in row["runs"].items()}
+    found = []
+    for c, runs in row["runs"].items():
+        cells = [row["case"] if c == "xwin" else "", c, str(len(runs)), f"{runs[0]['responses']}"]
+        cells += [results.spread(speed[c]), "" if c == "xwin" else results.spread(row["ratios"][c], 2)]
+        cells += [f"{statistics.median(r['peak'] for r in runs):,.0f}"]
+        found.append(f"| {' | '.join(cells)} |")
+    return found
+
+
+HEAD = "| | | runs | responses | tokens/s | xwin is so many times as fast | peak MB |"
+
+
+def measure(case: str, folder: str, job: dict[str, Any], options: argparse.Namespace, scratch: Path) -> None:
+    """All contenders on one case, kept and drawn."""
+    job |= {"n": options.n, "dtype": options.dtype, "rows": options.rows, "batch": options.n}
+    commands = {}
+    for name in options.contenders:
+        who, _, batch = name.partition(" ")
+        own = job | (BATCHING if who == "batching" else {}) | ({"batch": int(batch)} if batch else {})
+        file = scratch / f"{name}.json"
+        file.write_text(json.dumps(own))
+        commands[name] = [str(HERE / "sampler.py"), who, folder, str(file)]
+    found = results.turns(commands, options.repeats, ["generate"] if job["lengths"] else [])
+    results.record("Sampling", case, found, dtype=options.dtype)
+    results.draw("Sampling", HEAD, lines)
 
 
 def main() -> None:
-    """Run and print the table."""
+    """Run every contender ``--repeats`` times in turn and draw the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("--data", default=str(DATA), help="prompts; the first 16 are used")
-    parser.add_argument("--n", type=int, default=8)
+    parser.add_argument("--models", nargs="*", default=["S", "M"])
+    parser.add_argument("--contenders", nargs="*", default=["xwin", "batching", "generate"])
+    parser.add_argument("--policy", default="", help="a model folder instead of the made ones")
+    parser.add_argument("--prompts", type=int, default=4)
+    parser.add_argument("--few", type=int, default=1, help="prompts of a made model for generate")
+    parser.add_argument("--n", type=int, default=64)
+    parser.add_argument("--rows", type=int, default=256, help="responses we decode together (--rows of xwin sample)")
     parser.add_argument("--max-tokens", type=int, default=48)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--temperature", type=float, default=0.8)
-    parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     args = parser.parse_args()
-    sampling = settings.Sampling(
-        n=args.n, temperature=args.temperature, top_p=args.top_p, max_tokens=args.max_tokens
-    )
-    prompts = list(formats.read([args.data], Prompt, limit=COUNT))
-    asks = [Ask(p.id, p.prompt, args.n, p.id) for p in prompts]
-    place = models.place(settings.Device(device=args.device, dtype=args.dtype))
-    peer = models.load_policy(args.model, place)
-    engine = Native(models.load_policy(args.model, place), rows=len(asks) * args.n)
-    ways: dict[str, Any] = {
-        "transformers generate": lambda seed: by_transformers(peer, asks, sampling, seed),
-        "xwin native": lambda seed: by_xwin(engine, asks, sampling, seed),
-    }
-    speeds: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(-1, args.repeats):  # the first, of few tokens, warms up
-        for name, way in ways.items():
-            sampling.max_tokens = args.max_tokens if turn >= 0 else 2
-            start = time.perf_counter()
-            tokens = way(turn)
-            seconds = time.perf_counter() - start
-            if turn >= 0:
-                speeds[name].append(tokens / seconds)
-                console.say(f"{name}: {tokens} tokens in {seconds:.1f} s")
-    base = statistics.median(speeds["transformers generate"])
-    rows = [
-        (name, f"{statistics.median(v):.0f}", f"{min(v):.0f} – {max(v):.0f}", f"{statistics.median(v) / base:.2f}")
-        for name, v in speeds.items()
-    ]
-    head = f"{len(asks) * args.n} rows, {args.max_tokens} new tokens, {args.dtype}, {torch.get_num_threads()} threads"
-    print(f"{args.model}: {head}", file=sys.stdout)
-    print(console.table(("", "tokens/s", "range", "ratio"), rows))
+    with tempfile.TemporaryDirectory() as scratch:
+        if args.policy:
+            case = f"{Path(args.policy).name}, {args.prompts} × {args.n}, at most {args.max_tokens}, {args.dtype}"
+            measure(case, args.policy, real(args), args, Path(scratch))
+        for name in [] if args.policy else args.models:
+            folder = Path(scratch) / name
+            job = made(name, folder, args)
+            measure(f"{name}, {args.prompts} × {args.n}, {args.dtype}", str(folder), job, args, Path(scratch))
+    print(results.draw("Sampling", HEAD, lines))
 
 
 if __name__ == "__main__":

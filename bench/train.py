@@ -8,18 +8,15 @@ from the first row to the last step, DPO's reference log-probabilities included;
 not count. A token is a token of a sequence as the peer sees it (a pair's prompt counts with both responses), so
 the ratio of speeds is the ratio of times. TRL stands there in the fastest setting that was found (float32, one
 sequence a micro-step, no gradient checkpointing, the allocator keeping its memory), as it comes but in float32
-(padded batches of 8), and as it comes (the same in bfloat16, with ``--few`` rows, since a processor
-without bfloat16 units takes a hundred times as long); the last two once a case. Runs go to ``results.jsonl``, tables to the page.
+(padded batches of 8), and as it comes (the same in bfloat16, with ``--few`` rows, since a processor without
+bfloat16 units takes a hundred times as long); the last two once a case. ``results.py`` keeps the runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -80,19 +77,14 @@ def _same_template(policy: Path, folder: Path) -> None:
     tok.save_pretrained(folder)
 
 
-def run(contender: str, stage: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """One contender on one stage in a process of its own; returns what it printed."""
-    command = [sys.executable, str(HERE / "contender.py"), contender, stage, str(folder)]
-    few = options.few if contender == "trl-default" else options.rows
-    command += map(str, (options.dtype, options.train_top, options.lora_r, options.row, few))
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "WANDB_MODE": "offline"}
-    if contender == "trl":
-        env |= KEEP
-    done = subprocess.run(command, capture_output=True, text=True, env=env)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)}\n{done.stderr[-3000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+def take_turns(stage: str, folder: Path, options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+    """Every contender's runs of one stage."""
+    commands = {}
+    for c in options.contenders:
+        few = options.few if c == "trl-default" else options.rows
+        settings = (options.dtype, options.train_top, options.lora_r, options.row, few)
+        commands[c] = [str(HERE / "contender.py"), c, stage, str(folder), *map(str, settings)]
+    return results.turns(commands, options.repeats, ("trl-padded", "trl-default"), {"trl": KEEP})
 
 
 def peak() -> float:
@@ -111,18 +103,20 @@ def peak() -> float:
 def lines(row: dict[str, Any]) -> list[str]:
     """The lines of one record on the page, one a contender."""
     speed = {c: [r["tokens"] / r["seconds"] for r in runs] for c, runs in row["runs"].items()}
-    losses = {c: runs[0]["losses"] for c, runs in row["runs"].items()}
     ours = row["dtype"] if row["dtype"] != "float32" else ""
     found = []
     for c, runs in row["runs"].items():
-        ratios = [a / b for a, b in zip(speed["xwin"], speed[c], strict=False)]
-        apart = max(abs(a - b) for a, b in zip(losses["xwin"], losses[c], strict=len(losses[c]) > 1))
         used = statistics.median(r["flops"] / r["seconds"] for r in runs) / 1e9 / row["limit"]
-        compared = ["", ""] if c == "xwin" else [results.spread(ratios, 2), f"{apart:.0e}"]
+        compared = ["", ""] if c == "xwin" else [results.spread(row["ratios"][c], 2), row["apart"][c]]
         cells = [row["case"] if c == "xwin" else "", f"{c} {ours}".strip(), str(len(runs)), results.spread(speed[c])]
         cells += [compared[0], f"{statistics.median(r['peak'] for r in runs):,.0f}", f"{used:.2f}", compared[1]]
         found.append(f"| {' | '.join(cells)} |")
     return found
+
+
+def _apart(ours: list[float], theirs: list[float]) -> float:
+    """The largest difference of the losses of the same step; who ran over fewer rows has fewer."""
+    return max(abs(a - b) for a, b in zip(ours, theirs, strict=False))
 
 
 HEAD = "| | | runs | tokens/s | xwin is so many times as fast | peak MB | of the matmul peak | losses apart by |"
@@ -151,16 +145,12 @@ def main() -> None:
             folder = Path(scratch)
             prepare(folder, args.policy, args.pairs, name, args.rows)
             for stage in args.stages:
-                found: dict[str, list[dict[str, Any]]] = {c: [] for c in args.contenders}
-                for turn in range(args.repeats):
-                    for c in args.contenders:
-                        if turn and c.startswith("trl-"):  # the slow ones once
-                            continue
-                        found[c].append(run(c, stage, folder, args))
-                        last = found[c][-1]
-                        print(f"{name} {stage} {c}: {last['tokens'] / last['seconds']:.0f}/s", file=sys.stderr)
+                found = take_turns(stage, folder, args)
                 case = f"{stage} {name}{setting}, {args.rows} rows"
-                results.record("Training", case, found, dtype=args.dtype, limit=limit)
+                losses = {c: runs[0]["losses"] for c, runs in found.items()}
+                apart = {c: f"{_apart(losses['xwin'], theirs):.0e}" for c, theirs in losses.items()}
+                runs = {c: [{k: v for k, v in r.items() if k != "losses"} for r in of] for c, of in found.items()}
+                results.record("Training", case, runs, dtype=args.dtype, limit=limit, apart=apart)
                 results.draw("Training", HEAD, lines)
     print(results.draw("Training", HEAD, lines))
 

@@ -26,6 +26,7 @@ GROUND = {
     "strict",
     "manifest",
     "journal",
+    "shards",
     "formats",
 }
 MODELS = {"chat", "models", "norms", "weights", "rows", "attention", "scoring", "checkpoint"}

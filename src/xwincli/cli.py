@@ -16,6 +16,7 @@ from xwincli.errors import INTERRUPTED, PIPE_CLOSED, USAGE, XwinError
 STAGES: dict[str, tuple[str, str]] = {
     "sft": ("xwincli.stages.sft", "conversations -> policy folder (supervised finetuning)"),
     "sample": ("xwincli.stages.sample", "prompts + policy -> groups of n responses"),
+    "merge": ("xwincli.stages.merge", "shards of one run -> the file of one process"),
     "judge": ("xwincli.stages.judge", "groups -> pairwise judgements, both orders"),
     "train-rm": ("xwincli.stages.train_rm", "judgements or pairs -> reward model folder"),
     "score": ("xwincli.stages.score", "groups + reward model -> the same groups with scores"),

@@ -6,9 +6,11 @@ Rows that failed stand in ``x.failed.jsonl`` and are tried again by the next run
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -18,6 +20,7 @@ from xwincli import jsonl, manifest
 from xwincli.console import say, stdout, warn
 from xwincli.errors import FAILED_ROWS, XwinError
 from xwincli.records import Record, content_id, encode
+from xwincli.shards import WHOLE, Shard
 
 R = TypeVar("R", bound=Record)
 FSYNC_EVERY = 1.0  # seconds of work a power cut may cost; a killed process loses nothing
@@ -31,21 +34,31 @@ class Journal:
     next run. With ``out`` = ``-`` rows go to standard output in input order and nothing is kept.
 
     Args:
-        out: the artifact's path or ``-``.
+        out: the artifact's path or ``-``; with several shards that of the whole.
         plan: from ``manifest.plan``.
         config: the stage's config, written to the manifest.
         allow_failed: share of the rows that may fail before the artifact is withheld.
         force: forget an earlier journal.
+        shard: whose rows these are.
     """
 
     def __init__(
-        self, out: str, plan: manifest.Manifest, config: Any, *, allow_failed: float = 0.0, force: bool = False
+        self,
+        out: str,
+        plan: manifest.Manifest,
+        config: Any,
+        *,
+        allow_failed: float = 0.0,
+        force: bool = False,
+        shard: Shard = WHOLE,
     ) -> None:
-        self.out, self.plan, self.config, self.allow_failed = out, plan, config, allow_failed
+        out = shard.part(out)
+        self.out, self.plan, self.config, self.allow_failed, self.shard = out, plan, config, allow_failed, shard
         self.started = time.time()
         self.counts: dict[str, Any] = {}
         self.metrics: dict[str, Any] = {}
         self.machine: dict[str, Any] = {}
+        self.rows = 0
         self.order: list[str] = []
         self.offsets: dict[str, int] = {}
         self.failed: dict[str, dict[str, Any]] = {}
@@ -116,15 +129,26 @@ class Journal:
     # -- the work
 
     def todo(self, rows: Iterable[R]) -> Iterator[tuple[str, R]]:
-        """The rows not yet finished, each with its key (made of content; repeats are numbered)."""
+        """The shard's rows not yet finished, each with its key (made of content; repeats are numbered)."""
+        return ((key, row) for key, row in self._mine(rows) if key not in self.offsets)
+
+    def blocks(self, rows: Iterable[R]) -> Iterator[list[tuple[str, R]]]:
+        """The shard's blocks of consecutive rows in which any is not yet finished, each block whole."""
+        mine = self._mine(rows)
+        while block := list(itertools.islice(mine, self.shard.block)):
+            if any(key not in self.offsets for key, _ in block):
+                yield block
+
+    def _mine(self, rows: Iterable[R]) -> Iterator[tuple[str, R]]:
         seen: dict[str, int] = {}
-        for row in rows:
+        for number, row in enumerate(rows):
             key = content_id(encode(row))
             seen[key] = seen.get(key, 0) + 1
             if seen[key] > 1:
                 key = f"{key}#{seen[key]}"
-            self.order.append(key)
-            if key not in self.offsets:
+            self.rows = number + 1
+            if self.shard.owns(number):
+                self.order.append(key)
                 yield key, row
 
     def add(self, key: str, records: Sequence[Record]) -> None:
@@ -210,6 +234,9 @@ class Journal:
                 for row in msgspec.json.decode(self._file.readline())["rows"]:
                     f.write(jsonl.dumps(row) + "\n")
                     rows += 1
+        if self.shard.of > 1:
+            failed = [i for i, key in enumerate(self.order) if key in self.failed]
+            self.plan |= {"shard": {**asdict(self.shard), "failed": failed}}
         counts = {"in": len(self.order), "out": rows, "failed": len(self.failed), **self.counts}
         manifest.write(
             self.out,

@@ -1,6 +1,7 @@
 """How one command becomes several processes, and how they come to speak with one voice.
 
-A stage is started anew under torchrun, or takes part where torchrun, DeepSpeed's launcher or srun started it.
+A training stage is started anew under torchrun, or takes part where torchrun, DeepSpeed's launcher or srun started it.
+A stage that works row by row is started several times, each process on its own share of the rows.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -24,6 +26,7 @@ from typing import Any
 
 from xwincli import settings
 from xwincli.errors import INTERRUPTED, USAGE, USER_ERROR, XwinError
+from xwincli.shards import Shard
 
 STDIN, CLAIM = "XWIN_STDIN", "XWIN_CLAIM"  # what a launch tells its processes: files
 LOST = re.compile(r"closed by peer|reset by peer|remote process exited|communicator was aborted", re.IGNORECASE)
@@ -202,6 +205,67 @@ def _launch(name: str, config: Any) -> None:
                 raise SystemExit(int(claim.read_text() or USER_ERROR))
     if lost is not None:
         raise XwinError(f"a process of this run ended: {lost}", "a kill without a word is mostly lack of memory")
+
+
+def fan_out(name: str, config: Any) -> bool:
+    """With ``--gpus N``: run the stage N times at once, each on a shard and a GPU of its own; False with one.
+
+    No process waits for another. Where one fails the others go on; where this one is told to end, all are.
+
+    Raises:
+        SystemExit: with the exit code of the first that failed; it has said why.
+    """
+    scale: settings.Scale = config.scale
+    if CLAIM in os.environ:
+        _end_with_the_launcher()
+    if scale.gpus == 1:
+        return False
+    if config.out == "-":
+        raise XwinError("--gpus makes shards, which cannot share standard output", "name a file with --out", USAGE)
+    _check_devices(scale.gpus, config.device.device)
+    here = Shard.parse(scale.shard)
+    with tempfile.TemporaryDirectory(prefix="xwin-") as folder:
+        environment = _spooled(config, Path(folder))
+        config.data = [environment.get(STDIN, source) if source == "-" else source for source in config.data]
+        threads = str(max((os.cpu_count() or 1) // scale.gpus, 1))
+        processes = []
+        for i in range(scale.gpus):
+            number = f"{(here.index - 1) * scale.gpus + i + 1}/{here.of * scale.gpus}"
+            options = Path(folder) / f"options{i}.json"
+            given = {"shard": number, "gpus": 1, "device": _device(config.device.device, i)}
+            options.write_text(json.dumps(settings.values(config) | given))
+            env = {"OMP_NUM_THREADS": threads, **os.environ, "RANK": str(i), CLAIM: str(Path(folder) / "claim")}
+            command = [sys.executable, "-m", "xwincli", *name.split(), "--config", str(options)]
+            processes.append(subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL))
+        codes = _all_ended(processes)
+    if failed := [code for code in codes if code]:
+        if any(code < 0 for code in failed):
+            code = next(code for code in failed if code < 0)
+            hint = "a kill without a word is mostly lack of memory; the same command goes on"
+            raise XwinError(f"a process of this run ended: signal {-code}", hint)
+        raise SystemExit(failed[0])
+    return True
+
+
+def _device(device: str, number: int) -> str:
+    """The device of one process of several."""
+    if device not in ("auto", "cuda"):
+        return device
+    import torch
+
+    return f"cuda:{number}" if torch.cuda.is_available() else "cpu"
+
+
+def _all_ended(processes: list[subprocess.Popen[bytes]]) -> list[int]:
+    """Exit codes; told to end, this process ends the others first."""
+    try:
+        return [p.wait() for p in processes]
+    except KeyboardInterrupt:
+        for p in processes:
+            p.terminate()
+        for p in processes:
+            p.wait()
+        raise
 
 
 def _check_devices(gpus: int, device: str) -> None:

@@ -45,7 +45,11 @@ CPU = Place(torch.device("cpu"), torch.float32)
 
 @dataclass
 class Loaded:
-    """A model with its tokenizer and template. ``adapter`` is peft's wrapper around ``model``, if any."""
+    """A model with its tokenizer and template.
+
+    ``adapter`` is peft's wrapper around ``model``, if any; ``row_limit`` how many tokens a row may have here, lowered
+    where memory ran out.
+    """
 
     model: Any
     tokenizer: Any
@@ -53,6 +57,7 @@ class Loaded:
     place: Place
     name: str
     adapter: Any = None
+    row_limit: int = sys.maxsize
 
 
 def place(config: settings.Device) -> Place:

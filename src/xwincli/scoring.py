@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from xwincli.rows import Branch, Row, lay, pack, segment_sum
 
 CHUNK = 6 << 20  # logits at hand at once, in elements: few enough to stay near a processor's cache
 KEPT = 16 << 20  # probabilities that wait for backward, in elements
+LEAST = 64  # tokens of a row that must fit into memory
 ON_CARDS = 16  # times as many on a GPU, which wants large products: 400 MB in float32
 
 
@@ -296,8 +298,35 @@ def check_fits(loaded: Loaded, length: int) -> None:
 def _batched(
     loaded: Loaded, branches: Sequence[Branch], capacity: int, work: Callable[[Row, torch.Tensor], torch.Tensor]
 ) -> list[list[float]]:
-    """Run rows of branches through the model, longest first; per-response figures in the branches' order."""
+    """Run rows of branches through the model, longest first; per-response figures in the branches' order.
+
+    Where memory runs out, rows are halved, for this and for all later calls with this model.
+    """
     prepare(loaded)
+    while True:
+        size = min(capacity, loaded.row_limit)
+        try:
+            return _rows(loaded, branches, size, work)
+        except RuntimeError as e:
+            if not _out_of_memory(e):
+                raise
+            if size <= LEAST:
+                hint = "a smaller model, --dtype bfloat16 or a device with more memory would do"
+                raise XwinError(f"{loaded.name}: memory runs out at a row of {size} tokens", hint) from e
+        loaded.row_limit = size // 2
+        warn(f"{loaded.name}: a row of {size} tokens does not fit into memory; going on with {size // 2}")
+        gc.collect()
+        if loaded.place.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _rows(
+    loaded: Loaded, branches: Sequence[Branch], capacity: int, work: Callable[[Row, torch.Tensor], torch.Tensor]
+) -> list[list[float]]:
     parts, owner = split(branches, capacity)
     found: list[list[float]] = [[] for _ in parts]
     with torch.inference_mode(), loaded.place.autocast():

@@ -135,6 +135,18 @@ class Cluster:
     )
 
 
+@dataclass(kw_only=True)
+class Scale:
+    """How rows are shared out among processes that know nothing of each other."""
+
+    shard: str = flag(
+        "", "I/N: work on the I-th of N shares of the rows; the last to finish joins them", execution=True
+    )
+    gpus: int = flag(
+        1, "processes, one a GPU, each a shard; with --device cpu they share the CPU", execution=True, low=1
+    )
+
+
 TRACKERS = ("none", "tensorboard", "wandb")
 
 

@@ -13,6 +13,7 @@ from scipy import stats
 from xwincli.engines import Ask
 from xwincli.engines.native import Native
 from xwincli.engines.native.batch import Batch, Body, Request, Rules
+from xwincli.engines.native.draw import Choice
 from xwincli.errors import XwinError
 from xwincli.models import Place, save
 from xwincli.settings import Sampling
@@ -30,7 +31,7 @@ def answers(engine: Native, wishes: list[Ask], sampling: Sampling, seed: int = 0
     return {ask.key: drawn for ask, drawn in engine.draw(wishes, sampling, seed)}
 
 
-def generated(loaded, prompt: list[int], most: int) -> list[int]:
+def generated(loaded, prompt: list[int], most: int, penalty: float = 1.0) -> list[int]:
     """transformers' own greedy continuation."""
     ids = torch.tensor([prompt])
     stops, pad = sorted(loaded.template.stop_ids), loaded.tokenizer.pad_token_id
@@ -39,6 +40,7 @@ def generated(loaded, prompt: list[int], most: int) -> list[int]:
         attention_mask=torch.ones_like(ids),
         max_new_tokens=most,
         do_sample=False,
+        repetition_penalty=penalty,
         eos_token_id=stops,
         pad_token_id=pad,
     )
@@ -57,6 +59,20 @@ def test_greedy_is_generate_token_for_token(family):
     for ask in wishes:
         assert [d.ids for d in found[ask.key]] == [wanted[ask.key]] * ask.n
         assert [d.index for d in found[ask.key]] == list(range(ask.n))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_oss"])
+@pytest.mark.parametrize("penalty", [1.3, 0.7])
+def test_the_repetition_penalty_is_generates(family, penalty):
+    loaded = families.loaded(family)
+    wishes = asks()
+    sampling = Sampling(temperature=0.0, max_tokens=14, repetition_penalty=penalty)
+    found = answers(Native(loaded, rows=5), wishes, sampling)
+    for ask in wishes:
+        wanted = generated(loaded, loaded.template.prompt_ids(ask.messages), 14, penalty)
+        assert [d.ids for d in found[ask.key]] == [wanted] * ask.n
+    free = answers(Native(loaded, rows=5), wishes, Sampling(temperature=0.0, max_tokens=14))
+    assert [d.ids for d in found["k1"]] != [d.ids for d in free["k1"]]
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "mixtral", "gpt_oss"])
@@ -101,7 +117,7 @@ def test_only_seed_prompt_and_index_decide(family):
 def test_samples_follow_the_models_own_probabilities(temperature, top_p):
     """Pairs of tokens from a model of 7 tokens against p(first) p(second | first)."""
     model = families.model("llama", 7)
-    rules = Rules(temperature, top_p, 5, frozenset(), None)
+    rules = Rules(Choice(temperature, top_p), 5, frozenset(), None)
     n, prompt = 12000, [1, 2, 3]
     counts = np.zeros((7, 7))
     for _, d in Batch(Body(model, torch.float32), rules, 1500).run([Request("k", prompt, n, 0, "p", 2)]):
@@ -131,6 +147,25 @@ def nucleus(logits: torch.Tensor, temperature: float, top_p: float) -> np.ndarra
             kept[t] = p[t]
         before += p[t]
     return kept / kept.sum()
+
+
+@pytest.mark.parametrize(("tokens", "most"), [(1, 1), (60, 4), (400, 8)])
+def test_no_more_tokens_are_held_than_asked_for(tokens, most, monkeypatch):
+    loaded, wishes = families.loaded("llama"), asks()
+    sampling = Sampling(temperature=0.9, max_tokens=10)
+    free = {k: [d.ids for d in v] for k, v in answers(Native(loaded, rows=8), wishes, sampling).items()}
+    held, plain = [], Batch._step
+
+    def step(self):
+        longest = max(len(p.request.ids) for p in self.prompts)
+        held.append((self.live, self.live * 10 + len(self.prompts) * longest))
+        return plain(self)
+
+    monkeypatch.setattr(Batch, "_step", step)
+    found = answers(Native(loaded, rows=8, tokens=tokens), wishes, sampling)
+    assert {k: [d.ids for d in v] for k, v in found.items()} == free
+    assert all(total <= tokens or live == 1 for live, total in held)
+    assert max(live for live, _ in held) == most
 
 
 def test_stop_texts_end_a_response_before_them():

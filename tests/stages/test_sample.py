@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+import process
 
 TOPICS = ["rain", "tea and coffee", "the moon", "a quick brown fox", "the river", "light of the sun"]
 
@@ -54,7 +57,8 @@ def test_groups_carry_their_prompt_and_how_they_were_drawn(xwin, tmp_path):
         assert g["kind"] == "group" and g["model"] == "echo"
         assert [r.get("index", 0) for r in g["responses"]] == [0, 1, 2, 3]
         assert g["sampling"] == {
-            "n": 4, "temperature": 0.7, "top_p": 1.0, "max_tokens": 512, "stop": [], "seed": 3, "engine": "echo",
+            "n": 4, "temperature": 0.7, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0,
+            "max_tokens": 512, "stop": [], "seed": 3, "engine": "echo",
         }  # fmt: skip
     made = json.loads((tmp_path / "g.jsonl.xwin.json").read_text())
     tokens = sum(r["tokens"] for g in groups for r in g["responses"])
@@ -107,6 +111,59 @@ def test_kill_9_in_the_middle_and_a_rerun_give_the_uninterrupted_file(xwin, tmp_
     made = [json.loads((tmp_path / f"{n}.jsonl.xwin.json").read_text())["metrics"] for n in ("whole", "cut")]
     for figure in ("responses", "tokens", "ended", "mean_tokens", "repeated"):
         assert made[0][figure] == made[1][figure]
+
+
+def test_killed_at_twenty_random_moments_nothing_is_lost_or_repeated(xwin, tmp_path, policy):
+    data = write(tmp_path / "p.jsonl", prompts(30))
+    options = ["--model", policy, "--data", data, "--n", 3, "--max-tokens", 40, "--rows", 6, "--deterministic"]
+    begun = time.monotonic()
+    xwin("sample", *options, "--out", "whole.jsonl")
+    longest = time.monotonic() - begun
+    draw, kills = random.Random(7), 0
+    for name in ("stdin", "stdout", "stderr"):
+        (tmp_path / name).touch()
+    out, partial = tmp_path / "cut.jsonl", tmp_path / "cut.jsonl.partial"
+    while kills < 20:
+        files = [tmp_path / name for name in ("stdin", "stdout", "stderr")]
+        started = process.start(("sample", *options, "--out", "cut.jsonl"), tmp_path, *files)
+        started.join(draw.uniform(0.3, 1.0) * longest)
+        if started.exitcode is None:
+            started.kill()
+            started.join()
+            kills += 1
+        else:  # it came to its end: once more from the start
+            assert started.exitcode == 0 and out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+            out.unlink()
+    assert out.exists() or partial.exists()
+    xwin("sample", *options, "--out", "cut.jsonl")
+    assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_deterministic_shards_and_processes_give_the_bytes_of_one(xwin, tmp_path, policy):
+    data = write(tmp_path / "p.jsonl", prompts(13))
+    options = ["--model", policy, "--data", data, "--n", 4, "--max-tokens", 30, "--deterministic"]
+    options += ["--rows", 12, "--device", "cpu", "--unique"]
+    xwin("sample", *options, "--out", "whole.jsonl")
+    whole = (tmp_path / "whole.jsonl").read_bytes()
+    for i in (3, 1, 2):
+        xwin("sample", *options, "--out", "g.jsonl", "--shard", f"{i}/3")
+    assert (tmp_path / "g.jsonl").read_bytes() == whole
+    done = xwin("sample", *options, "--out", "two.jsonl", "--gpus", 2)
+    assert (tmp_path / "two.jsonl").read_bytes() == whole, "--gpus"
+    assert "joined from 2 shards" in done.stderr
+    again = xwin("sample", *options, "--out", "two.jsonl", "--rows", 8)
+    assert "up to date" not in again.stderr, "other blocks may give other bytes"
+
+
+def test_gpus_reads_standard_input_once_and_tells_how_one_ended(xwin, tmp_path, policy):
+    text = write(tmp_path / "p.jsonl", prompts(5)).read_text()
+    options = ["--model", policy, "--n", 2, "--max-tokens", 4, "--device", "cpu", "--gpus", 2]
+    xwin("sample", *options, "--out", "g.jsonl", stdin=text)
+    assert len(read(tmp_path / "g.jsonl")) == 5
+    assert "standard output" in xwin("sample", *options, stdin=text, code=2).stderr
+    long = json.loads(text.splitlines()[0]) | {"prompt": [{"role": "user", "content": "fox " * 2000}]}
+    refused = xwin("sample", *options, "--out", "h.jsonl", stdin=text + json.dumps(long) + "\n", code=3)
+    assert "leaves no room in" in refused.stderr and not (tmp_path / "h.jsonl").exists()
 
 
 def test_unique_draws_repeats_again_and_says_what_stayed(xwin, tmp_path, policy):

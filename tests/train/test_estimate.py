@@ -118,7 +118,11 @@ def test_the_reference_pass_by_hand(policy):
     vocabulary, hidden = like.model.get_input_embeddings().weight.shape
     branches = [Branch([5] * 20, [[7] * 24, [8] * 16])] * 7
     found = estimate.reading(like, settings.Adapt(), branches, 130)
-    assert found == pytest.approx(7 * (2 * inner * 60 + 2 * vocabulary * hidden * 40))
+    assert found.flops == pytest.approx(7 * (2 * inner * 60 + 2 * vocabulary * hidden * 40))
+    assert found.weights == 0 and found.row > 0
+    other = estimate.reading(like, settings.Adapt(), branches, 130, another=True)
+    assert other.weights == sum(p.numel() * p.element_size() for p in like.model.parameters())
+    assert (other.flops, other.row) == (found.flops, found.row)
 
 
 @pytest.fixture(scope="module")
@@ -331,6 +335,9 @@ def test_a_plan_of_dpo_counts_the_reference_pass(policy, hollow, tmp_path, capsy
     assert len(told(loss="simpo")) == 1
     twice = micro.policy(tmp_path.with_name("twice"), layers=4)
     assert int(told(reference_model=str(twice))[0].strip(", %")) > 30
+    both = "while the reference model is read beside the policy"
+    assert both in planned(dpo, hollow, tmp_path, capsys, reference_model=str(twice))
+    assert both not in planned(dpo, hollow, tmp_path, capsys)
     data, file = tmp_path.with_name("data.jsonl"), tmp_path.with_name("ref.jsonl")
     data.write_text("".join(json.dumps(row) + "\n" for row in DATA[dpo] * 6))
     given = {"model": str(policy), "data": [str(data)], "out": str(tmp_path.with_name("m")), "device": "cpu"}

@@ -11,7 +11,7 @@ from xwincli.errors import XwinError
 from xwincli.records import Message, Response
 from xwincli.settings import Device, Sampling
 
-NAMES = ("native", "echo")
+NAMES = ("native", "vllm", "echo")
 
 
 class Ask(msgspec.Struct, frozen=True):
@@ -49,7 +49,7 @@ class Engine(Protocol):
         ...
 
 
-def find(name: str, model: str, device: Device, rows: int) -> Engine:
+def find(name: str, model: str, device: Device, rows: int, tokens: int = 0) -> Engine:
     """An engine by name.
 
     Args:
@@ -57,6 +57,7 @@ def find(name: str, model: str, device: Device, rows: int) -> Engine:
         model: folder, hub name, adapter or .gguf; ``echo`` needs none.
         device: where ``native`` computes.
         rows: responses ``native`` decodes together.
+        tokens: whose keys and values ``native`` holds at most; 0 is no limit.
     """
     if name == "echo":
         from xwincli.engines.echo import Echo
@@ -64,7 +65,11 @@ def find(name: str, model: str, device: Device, rows: int) -> Engine:
         return Echo()
     if not model:
         raise XwinError("--model is required", "the policy that answers: folder, hub name, adapter or .gguf")
+    if name == "vllm":
+        from xwincli.engines.vllm import Vllm
+
+        return Vllm(model, device, rows)
     from xwincli import models
     from xwincli.engines.native import Native
 
-    return Native(models.load_policy(model, models.place(device)), rows)
+    return Native(models.load_policy(model, models.place(device)), rows, tokens)

@@ -164,12 +164,13 @@ def _report(branches: list[Branch], held_out: list[int], loaded: Loaded, config:
     from xwincli.train import estimate, reference, rehearsal
     from xwincli.train.dpo import LOSSES
 
-    before = 0.0
+    before = estimate.Before()
     found = config.reference and reference.recall(Path(config.reference), branches, _source(loaded, config))
     if branches and LOSSES[config.loss].reference and not found:
         read = rehearsal.sketch(config.reference_model, loaded.place) if config.reference_model else loaded
         adapt = settings.Adapt() if config.reference_model else config.adapt
-        before = estimate.reading(read, adapt, branches, config.optim.max_tokens_per_row)
+        capacity, another = config.optim.max_tokens_per_row, bool(config.reference_model)
+        before = estimate.reading(read, adapt, branches, capacity, another=another)
     answered = sum(len(r) for b in branches for r in b.responses)
     learned = [b for i, b in enumerate(branches) if i not in set(held_out)]
     estimate.report(loaded, learned, config, config.optim, f"{answered} response tokens", before)

@@ -4,6 +4,11 @@
 
 Each response has a random stream of its own, from the seed, the prompt and its index, so neither order nor
 neighbours nor an interruption reach it. What a prompt carries (checks, reference, category) travels along.
+
+On several machines, `--shard 1/8` to `--shard 8/8` share the prompts out, each with a journal and file of its own;
+whoever finishes last joins them. `--gpus 8` does the same on one machine. The numbers a model computes depend in their
+last digits on what it computes beside them, which now and then turns a near-tie between two tokens;
+`--deterministic` takes that away as well.
 """
 
 from __future__ import annotations
@@ -12,11 +17,12 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from xwincli import formats, manifest, settings
+from xwincli import formats, launch, manifest, settings, shards
 from xwincli.console import progress, warn
 from xwincli.errors import USAGE, XwinError
 from xwincli.journal import Journal
@@ -34,51 +40,69 @@ class Config:
     data: list[str] = flag(["-"], "prompts: files, globs, hf:NAME, or - for standard input; repeatable")
     out: str = flag("-", "file of groups to write, or - for standard output")
     model: str = flag("", "policy: folder, hub name, adapter or .gguf")
-    engine: str = flag("native", "what answers", choices=("native", "echo"))
+    engine: str = flag("native", "what answers", choices=("native", "vllm", "echo"))
     sampling: settings.Sampling = group(settings.Sampling)
     unique: bool = flag(False, "draw repeated responses of a prompt again")
     unique_rounds: int = flag(4, "how often at most", low=1)
+    deterministic: bool = flag(
+        False, "decode prompts in fixed blocks of --rows: shards, resuming and merging give equal bytes"
+    )
     rows: int = flag(128, "responses decoded together: speed and memory, not the result", execution=True, low=1)
+    max_batch_tokens: int = flag(
+        0, "keys and values held at once, in tokens; 0: whatever --rows needs", execution=True, low=0
+    )
     seed: int = flag(0, "of all draws")
     limit: int = flag(0, "use only the first prompts; 0 uses all", low=0)
     allow_failed: float = flag(0.0, "share of prompts that may fail (too long)", low=0.0, high=1.0)
     force: bool = flag(False, "start anew even if the result or a journal is there", execution=True)
     chat: settings.Chat = group(settings.Chat)
     thinking: settings.Thinking = group(settings.Thinking)
+    scale: settings.Scale = group(settings.Scale)
     device: settings.Device = group(settings.Device)
 
 
 def run(config: Config) -> None:
     """Sample and write."""
     plan = manifest.plan("sample", config, [*config.data, *([config.model] if config.model else [])])
-    if manifest.skip_if_current(config.out, plan, config.force):
+    if config.deterministic:
+        plan["config"] |= {"rows": config.rows, "max_batch_tokens": config.max_batch_tokens}
+    block = max(config.rows // config.sampling.n, 1) if config.deterministic else 1
+    shard = shards.Shard.parse(config.scale.shard, block)
+    if shards.done(config.out, plan, shard, config.force) or launch.fan_out("sample", config):
         return
     prompts = formats.read(config.data, Prompt, limit=config.limit)
     total = formats.count(config.data, Prompt, limit=config.limit)
-    with Journal(config.out, plan, config, allow_failed=config.allow_failed, force=config.force) as journal:
+    with Journal(
+        config.out, plan, config, allow_failed=config.allow_failed, force=config.force, shard=shard
+    ) as journal:
         from xwincli import engines
 
-        engine = engines.find(config.engine, config.model, config.device, config.rows)
+        engine = engines.find(config.engine, config.model, config.device, config.rows, config.max_batch_tokens)
         journal.machine = engine.facts()
         facts = _template(engine, plan, config)
         receipt = Receipt.of(journal.recovered())
         open_: dict[str, Prompt] = {}
         started = time.monotonic()
-        with progress("sample", total, "prompts", len(journal.offsets)) as bar:
-            asks = _asks(journal, prompts, open_, config.sampling.n)
+        count = shard.count(total) if total else None
+        with progress("sample", count, "prompts", len(journal.offsets)) as bar:
             answers = _distinct if config.unique else _plain
-            for key, answer in answers(engine, asks, config):
+            portions = journal.blocks(prompts) if config.deterministic else [journal.todo(prompts)]
+            asks = (_asks(portion, open_, config.sampling.n) for portion in portions)
+            for key, answer in chain.from_iterable(answers(engine, some, config) for some in asks):
                 prompt = open_.pop(key)
+                if key in journal.offsets:  # its block was cut off by a kill and is decoded again as a whole
+                    continue
                 if isinstance(answer, XwinError):
                     journal.fail(key, prompt, answer.message)
                 else:
                     journal.add(key, [_group(prompt, answer, config, facts)])
                     receipt.add(answer)
                 bar.advance(note=receipt.note(time.monotonic() - started))
-        if not journal.order:
+        if not journal.rows:
             raise XwinError(f"{', '.join(config.data)}: no rows")
         journal.metrics = receipt.metrics(config.unique)
         journal.metrics["tokens_per_second"] = round(receipt.fresh_tokens / max(time.monotonic() - started, 1e-9), 1)
+    shards.settle(config.out, plan, shard)
 
 
 def _template(engine: Any, plan: manifest.Manifest, config: Config) -> dict[str, str]:
@@ -94,10 +118,10 @@ def _template(engine: Any, plan: manifest.Manifest, config: Config) -> dict[str,
     return facts
 
 
-def _asks(journal: Journal, prompts: Iterable[Prompt], open_: dict[str, Prompt], n: int) -> Iterator[Ask]:
+def _asks(rows: Iterable[tuple[str, Prompt]], open_: dict[str, Prompt], n: int) -> Iterator[Ask]:
     from xwincli.engines import Ask
 
-    for key, prompt in journal.todo(prompts):
+    for key, prompt in rows:
         open_[key] = prompt
         repeat = "".join(key.partition("#")[1:])  # a row that stands twice in the data gets draws of its own
         yield Ask(key, prompt.prompt, n, prompt_id(prompt.prompt) + repeat)

@@ -73,6 +73,15 @@ def memory(need: Need, optimizer: str, *, cuda: bool, zero: int = 0, world: int 
     )
 
 
+@dataclass(frozen=True)
+class Before:
+    """What happens before the first step: operations, and bytes of another model and of its fullest row."""
+
+    flops: float = 0.0
+    weights: float = 0.0
+    row: float = 0.0
+
+
 # -- the run that was asked for
 
 
@@ -82,7 +91,7 @@ def report(
     config: settings.Run,
     optim: settings.Optim,
     what: str,
-    before: float = 0.0,
+    before: Before = Before(),
 ) -> None:
     """Print the plan of a run.
 
@@ -92,7 +101,7 @@ def report(
         config: which weights learn, on how many processes.
         optim: batch, epochs, row length, optimizer.
         what: what the rows teach, in words.
-        before: operations before the first step, from ``reading``.
+        before: from ``reading``.
     """
     if not branches:
         raise XwinError("there is no row to plan for", "see --max-length")
@@ -110,27 +119,34 @@ def report(
         loaded, replace(config.adapt, checkpointing=not config.adapt.checkpointing), row, loaded.place.dtype
     )
     say(_memory_table(loaded, asked, other, config, optim, world))
+    if before.weights:
+        together = gb(asked.weights + before.weights + before.row)
+        say(f"before step one, while the reference model is read beside the policy: {together} GiB")
     say("")
     tokens = sum(lengths) * optim.epochs
-    say(_time_here(loaded, asked.flops / asked.tokens * tokens, before, world))
+    say(_time_here(loaded, asked.flops / asked.tokens * tokens, before.flops, world))
     say("")
-    say(fit_table(loaded, row, optim, tokens, before))
+    say(fit_table(loaded, row, optim, tokens, before.flops))
 
 
-def reading(loaded: Loaded, adapt: settings.Adapt, branches: Sequence[Branch], capacity: int) -> float:
-    """Operations of a forward over all rows, as for the reference: of one row counted, of the others by tokens.
+def reading(
+    loaded: Loaded, adapt: settings.Adapt, branches: Sequence[Branch], capacity: int, *, another: bool = False
+) -> Before:
+    """A forward over all rows, as for the reference: operations of one row counted, of the others by tokens.
 
     Args:
         loaded: from ``rehearsal.sketch``.
         adapt: of it only ``quantize`` counts.
         branches: what is read.
         capacity: tokens of a packed row.
+        another: ``loaded`` is not the model that learns, which waits in memory meanwhile.
     """
     lengths = [len(b) for b in branches]
     fullest = max(pack(lengths, capacity), key=lambda row: sum(lengths[i] for i in row))
     row = alike([branches[i] for i in fullest])
     need = rehearse(loaded, replace(adapt, checkpointing=False), row, loaded.place.dtype, learn=False)
-    return need.flops / need.tokens * sum(lengths)
+    flops = need.flops / need.tokens * sum(lengths)
+    return Before(flops, need.weights if another else 0.0, need.row)
 
 
 def alike(row: Sequence[Branch]) -> list[Branch]:

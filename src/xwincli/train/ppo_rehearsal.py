@@ -13,7 +13,7 @@ from xwincli import settings, weights
 from xwincli.engines.native.attention import Decode, Prefill
 from xwincli.engines.native.batch import PREFILL, Body
 from xwincli.engines.native.cache import Ints, Layout, Store
-from xwincli.engines.native.draw import draw, streams
+from xwincli.engines.native.draw import Choice, draw, streams
 from xwincli.models import Loaded
 from xwincli.train.rehearsal import SHALLOW, Alive, prepared
 
@@ -122,7 +122,7 @@ def _step(body: Body, shared: Store, own: Store, layout: Layout, ages: Ints, tem
     before = alive.flops
     logits = body(np.zeros(len(ages)), ages, Decode(shared, own, layout, ages))
     with torch.inference_mode():
-        draw(logits, streams(0, "", range(len(ages))), ages, temperature, 1.0)
+        draw(logits, streams(0, "", range(len(ages))), ages, Choice(temperature))
     return alive.flops - before
 
 

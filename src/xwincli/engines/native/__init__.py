@@ -8,6 +8,7 @@ from xwincli.console import warn
 from xwincli.engines import Ask
 from xwincli.engines.native import plain
 from xwincli.engines.native.batch import Batch, Body, Drawn, Request, Rules
+from xwincli.engines.native.draw import Choice
 from xwincli.engines.native.probe import obstacle
 from xwincli.errors import XwinError
 from xwincli.models import Loaded
@@ -25,13 +26,14 @@ class Native:
     Args:
         loaded: the policy. Its weights are read where they are, as they are when a call to ``draw`` begins.
         rows: responses decoded together.
+        tokens: see ``Batch``.
 
     Attributes:
         obstacle: why this model goes the slow way, transformers' own ``generate``; "" if it does not.
     """
 
-    def __init__(self, loaded: Loaded, rows: int = 128) -> None:
-        self.loaded, self.rows = loaded, rows
+    def __init__(self, loaded: Loaded, rows: int = 128, tokens: int = 0) -> None:
+        self.loaded, self.rows, self.tokens = loaded, rows, tokens
         self.body = Body(loaded.model, loaded.place.dtype)
         config = loaded.model.config.get_text_config()
         self.context = int(getattr(config, "max_position_embeddings", 0) or 1 << 30)
@@ -62,7 +64,7 @@ class Native:
             answers = plain.run(self.loaded.model, rules, self.rows, requests)
         else:
             self.body.linears.refresh()
-            answers = Batch(self.body, rules, self.rows).run(requests)
+            answers = Batch(self.body, rules, self.rows, self.tokens).run(requests)
         for request, drawn in answers:
             while refused:
                 yield refused.pop(0)
@@ -102,7 +104,10 @@ class Native:
         stops = frozenset(self.loaded.template.stop_ids)
         if not stops:
             warn(f"{self.loaded.name}: no stop token is known, so every response runs to --max-tokens")
-        return Rules(sampling.temperature, sampling.top_p, seed, stops, self._ended(sampling.stop))
+        choice = Choice(
+            sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p, sampling.repetition_penalty
+        )
+        return Rules(choice, seed, stops, self._ended(sampling.stop))
 
     def _ended(self, stop: list[str]) -> Callable[[list[int]], bool] | None:
         """A response ends where its text holds a stop string; only its last tokens can have brought it."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from xwincli.engines.native import attention
 from xwincli.engines.native.cache import Layout, Store
-from xwincli.engines.native.draw import draw, streams
+from xwincli.engines.native.draw import Choice, draw, streams
 from xwincli.engines.native.fuse import Linears
 
 PREFILL = 4096  # prompt tokens in one forward
@@ -58,8 +58,7 @@ class Rules:
     ``stops`` are token ids; ``ended(ids)`` may end a response by its text, or is None.
     """
 
-    temperature: float
-    top_p: float
+    choice: Choice
     seed: int
     stops: frozenset[int]
     ended: Callable[[list[int]], bool] | None = None
@@ -109,11 +108,39 @@ class Body:
         return torch.as_tensor(np.asarray(values, np.int64)).to(self.device)
 
 
-class Batch:
-    """Continuous batching of up to ``rows`` responses; live rows stand at 0 … live-1 of every array."""
+class Queue:
+    """Requests still to come; the next one can be looked at."""
 
-    def __init__(self, body: Body, rules: Rules, rows: int) -> None:
+    def __init__(self, requests: Iterable[Request]) -> None:
+        self._rest = iter(requests)
+        self._next: Request | None = None
+
+    def peek(self) -> Request | None:
+        """The next request, which stays; None after the last."""
+        if self._next is None:
+            self._next = next(self._rest, None)
+        return self._next
+
+    def pop(self) -> None:
+        """Take it away."""
+        self._next = None
+
+
+class Batch:
+    """Continuous batching; live rows stand at 0 … live-1 of every array.
+
+    Args:
+        body: the model.
+        rules: how tokens are drawn.
+        rows: responses decoded together at most.
+        tokens: whose keys and values are held at most, 0 for no such limit. Prompts count as long as the longest,
+            responses as long as they may become, since that is what is laid out for them. A single response is
+            always decoded.
+    """
+
+    def __init__(self, body: Body, rules: Rules, rows: int, tokens: int = 0) -> None:
         self.body, self.rules, self.rows, self.live = body, rules, rows, 0
+        self.held = tokens
         self.shared, self.own = Store(), Store()
         self.prompts: list[Live] = []  # by slot in ``shared``
         self.stops = np.asarray(sorted(rules.stops), np.int64)
@@ -121,10 +148,11 @@ class Batch:
         self.prompt_of, self.start, self.age, self.limit, self.index = (np.zeros(rows, np.int64) for _ in range(5))
         self.stream, self.logprob = np.zeros(rows, np.uint64), np.zeros(rows)
         self.layout: Layout | None = None
+        self.seen: Tensor | None = None  # (rows, vocabulary): what each row has read or written, for the penalty
 
     def run(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Drawn]]:
         """Answer all requests; responses come as they finish."""
-        queue = iter(requests)
+        queue = Queue(requests)
         while True:
             yield from self._leave(self._admit(queue))
             if self.live:
@@ -134,23 +162,36 @@ class Batch:
 
     # -- entering
 
-    def _admit(self, queue: Iterator[Request]) -> list[int]:
+    def _admit(self, queue: Queue) -> list[int]:
         """Fill free rows: first with responses to prompts already here, then with new prompts."""
-        free = self.rows - self.live
+        free = self._room([]) - self.live
         ready = sum(len(p.waiting) for p in self.prompts)
         if ready < free and (free >= self.rows // 8 or not self.live):
             self._prefill(queue, free - ready)
+            free = self._room([]) - self.live
         entering: list[tuple[int, int]] = []
         for slot, prompt in enumerate(self.prompts):
             while prompt.waiting and len(entering) < free:
                 entering.append((slot, prompt.waiting.popleft()))
         return self._enter(entering) if entering else []
 
-    def _prefill(self, queue: Iterator[Request], room: int) -> None:
+    def _room(self, new: list[Request]) -> int:
+        """Rows that may live beside the prompts that are here and some new ones."""
+        requests = [*(p.request for p in self.prompts), *new]
+        if not self.held or not requests:
+            return self.rows
+        left = self.held - len(requests) * max(len(r.ids) for r in requests)
+        return max(min(self.rows, left // max(r.limit for r in requests)), 1)
+
+    def _prefill(self, queue: Queue, room: int) -> None:
         """Pass new prompts through the model, several in one row, until their responses fill ``room``."""
         while room > 0:
             new: list[Request] = []
-            while room > 0 and sum(len(r.ids) for r in new) < PREFILL and (request := next(queue, None)):
+            while room > 0 and sum(len(r.ids) for r in new) < PREFILL and (request := queue.peek()):
+                if (self.prompts or new) and self._room([*new, request]) <= self.live:
+                    room = 0  # it would crowd out those that are here
+                    break
+                queue.pop()
                 new.append(request)
                 room -= request.n
             if not new:
@@ -178,7 +219,18 @@ class Batch:
             self.limit[row] = prompt.request.limit
             self.stream[row] = streams(self.rules.seed, prompt.request.stream, [index])[0]
         self.age[r] = self.logprob[r] = 0
+        if self.rules.choice.penalty != 1:
+            self._see([(row, self.prompts[slot].request.ids) for row, (slot, _) in enumerate(entering, r.start)])
         return self._draw(r, torch.stack([self.prompts[slot].logits for slot, _ in entering]))
+
+    def _see(self, entering: list[tuple[int, list[int]]]) -> None:
+        """Begin rows (row, its prompt) of what has been seen."""
+        if self.seen is None:
+            vocabulary = self.prompts[0].logits.shape[-1]
+            self.seen = torch.zeros(self.rows, vocabulary, dtype=torch.bool, device=self.body.device)
+        for row, ids in entering:
+            self.seen[row] = False
+            self.seen[row, ids] = True
 
     # -- growing
 
@@ -198,7 +250,10 @@ class Batch:
     def _draw(self, r: slice, logits: Tensor) -> list[int]:
         """Draw the next token of rows ``r``; returns the rows that end with it."""
         rules = self.rules
-        drawn, logprobs = draw(logits, self.stream[r], self.age[r], rules.temperature, rules.top_p)
+        seen = None if self.seen is None else self.seen[r]
+        drawn, logprobs = draw(logits, self.stream[r], self.age[r], rules.choice, seen)
+        if seen is not None:
+            seen.scatter_(1, drawn[:, None].to(seen.device), True)
         tokens = drawn.cpu().numpy()
         if self.age[r].max() >= self.tokens.shape[1]:
             self.tokens = np.pad(self.tokens, ((0, 0), (0, self.tokens.shape[1])))
@@ -238,6 +293,8 @@ class Batch:
             self.tokens, self.prompt_of, self.start, self.age, self.limit, self.index, self.stream, self.logprob,
         ):  # fmt: skip
             column[row] = column[last]
+        if self.seen is not None:
+            self.seen[row] = self.seen[last]
 
     def _forget(self, slot: int) -> None:
         """Free a prompt's slot; the last prompt takes its place."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -42,57 +43,89 @@ def uniform(keys: Keys, steps: Any, turn: int = 0) -> npt.NDArray[np.float64]:
     return ((x >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
 
 
-def draw(logits: Tensor, keys: Keys, steps: Any, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class Choice:
+    """Which tokens may be drawn, and how likely: in transformers' order, penalty, temperature, top k, top p, min p.
+
+    Attributes:
+        temperature: 0 takes the likeliest token.
+        top_p: only the smallest set of likeliest tokens that holds this probability (equally likely tokens
+            at its edge all belong to it); 1 is every token (Holtzman et al. 2020, arXiv 1904.09751).
+        top_k: only the so many likeliest (and those as likely as the last of them); 0 is every token.
+        min_p: only tokens at least this share as likely as the likeliest (Nguyen et al. 2024, arXiv 2407.01082).
+        penalty: logits of tokens seen before are divided by it, or multiplied if negative; 1 changes nothing
+            (Keskar et al. 2019, arXiv 1909.05858).
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    penalty: float = 1.0
+
+
+def draw(logits: Tensor, keys: Keys, steps: Any, choice: Choice, seen: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The next token of every row.
 
     Args:
         logits: (rows, vocabulary).
         keys: each row's stream.
         steps: how many tokens each row has drawn before.
-        temperature: 0 takes the likeliest token.
-        top_p: only the smallest set of likeliest tokens that holds this probability (equally likely tokens
-            at its edge all belong to it); 1 is every token.
+        choice: among which.
+        seen: (rows, vocabulary) bool, the tokens that ``choice.penalty`` is for; None needs none.
 
     Returns:
-        tokens (rows,) and their log-probabilities (rows,) float64, of the distribution at temperature 1 over
-        the whole vocabulary.
+        tokens (rows,) and their log-probabilities (rows,) float64, of the model's own distribution: temperature 1,
+        the whole vocabulary, no penalty.
     """
     steps = np.asarray(steps)
     if logits.device.type == "mps":  # has no float64
-        logits = logits.cpu()
+        logits, seen = logits.cpu(), None if seen is None else seen.cpu()
     rows = len(logits) if logits.is_cuda else max(1, CELLS // logits.shape[1])
-    parts = [
-        _draw(logits[a : a + rows].float(), keys[a : a + rows], steps[a : a + rows], temperature, top_p)
-        for a in range(0, len(logits), rows)
-    ]
+    cuts = [slice(a, a + rows) for a in range(0, len(logits), rows)]
+    parts = [_draw(logits[c].float(), keys[c], steps[c], choice, None if seen is None else seen[c]) for c in cuts]
     return torch.cat([t for t, _ in parts]), torch.cat([p for _, p in parts])
 
 
-def _draw(logits: Tensor, keys: Keys, steps: Any, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
+def _draw(logits: Tensor, keys: Keys, steps: Any, choice: Choice, seen: Tensor | None) -> tuple[Tensor, Tensor]:
     z = logits - logits.amax(-1, keepdim=True)
     weights = z.exp()
     log_total = weights.sum(-1, dtype=torch.float64).log()
-    if temperature == 0:
-        tokens = z.argmax(-1)
+    chosen = z
+    if seen is not None:
+        chosen = torch.where(seen, torch.where(logits < 0, logits * choice.penalty, logits / choice.penalty), logits)
+        chosen = chosen - chosen.amax(-1, keepdim=True)
+    if choice.temperature == 0:
+        tokens = chosen.argmax(-1)
     else:
-        if temperature != 1:
-            torch.mul(z, 1 / temperature, out=weights).exp_()
-        tokens = nucleus(weights, keys, steps, top_p)
+        if choice.temperature != 1 or seen is not None:
+            torch.mul(chosen, 1 / choice.temperature, out=weights).exp_()
+        tokens = _among(weights, keys, steps, choice)
     return tokens, z.gather(1, tokens[:, None]).squeeze(1).double() - log_total
 
 
-def nucleus(weights: Tensor, keys: Keys, steps: Any, top_p: float) -> Tensor:
-    """Draw from unnormalised ``weights`` (rows, vocabulary) within the top ``top_p`` of their mass, without a sort.
+def _among(weights: Tensor, keys: Keys, steps: Any, choice: Choice) -> Tensor:
+    """Draw from ``weights`` (rows, vocabulary), the largest of each row 1, within top k, top p and min p."""
+    if 0 < choice.top_k < weights.shape[1]:
+        least = weights.topk(choice.top_k, sorted=False).values.amin(-1, keepdim=True)
+        weights = weights.masked_fill(weights < least, 0.0)
+    mass = weights.sum(-1, dtype=torch.float64) if choice.top_p < 1 else None
+    if choice.min_p:
+        weights = weights.masked_fill(weights < choice.min_p, 0.0)
+    if mass is None:
+        return pick(weights, uniform(keys, steps))
+    return nucleus(weights, keys, steps, choice.top_p * mass)
 
-    A draw from everything is kept if the tokens likelier than it hold less than ``top_p``. Otherwise the whole
-    nucleus is likelier than it, so the next draw is among those only; the kept one is distributed as the
+
+def nucleus(weights: Tensor, keys: Keys, steps: Any, limit: Tensor) -> Tensor:
+    """Draw from unnormalised ``weights`` (rows, vocabulary) within their nucleus, without a sort.
+
+    A draw from everything is kept if the tokens likelier than it weigh less than ``limit`` (rows,). Otherwise the
+    whole nucleus is likelier than it, so the next draw is among those only; the kept one is distributed as the
     nucleus, renormalised, and a few turns suffice.
     """
     tokens = pick(weights, uniform(keys, steps))
-    if top_p >= 1:
-        return tokens
     pending = np.arange(len(weights))
-    limit = top_p * weights.sum(-1, dtype=torch.float64)
     drawn, turn = tokens, 0
     while True:
         likelier = torch.where(weights > weights.gather(1, drawn[:, None]), weights, 0.0)

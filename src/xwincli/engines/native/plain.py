@@ -23,7 +23,10 @@ class Choose(LogitsProcessor):  # type: ignore[misc]
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Logits (rows, vocabulary) -> 0 at the drawn token, -inf elsewhere."""
         step = [len(self.logprobs)] * len(scores)
-        tokens, logprobs = draw(scores, self.keys, step, self.rules.temperature, self.rules.top_p)
+        seen = None
+        if self.rules.choice.penalty != 1:
+            seen = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, input_ids, True)
+        tokens, logprobs = draw(scores, self.keys, step, self.rules.choice, seen)
         self.logprobs.append(logprobs)
         return torch.full_like(scores, -torch.inf).scatter_(1, tokens[:, None], 0.0)
 
