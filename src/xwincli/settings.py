@@ -76,6 +76,27 @@ class Sampling:
 
 
 @dataclass(kw_only=True)
+class Server:
+    """A server that speaks OpenAI's protocol (its key is OPENAI_API_KEY, never an option), and how fast to ask it."""
+
+    base_url: str = flag("", "with --engine openai: the server, as http://127.0.0.1:8000/v1; key: OPENAI_API_KEY")
+    concurrency: int = flag(
+        64, "requests at once at most: begins with few, follows what the server bears", execution=True, low=1, high=1000
+    )
+    rpm: int = flag(0, "requests a minute at most; 0 is no limit", execution=True, low=0)
+    tpm: int = flag(0, "tokens a minute at most, prompts included; 0 is no limit", execution=True, low=0)
+    timeout: float = flag(600.0, "seconds a request may take", execution=True, low=0.01)
+    retries: int = flag(8, "how often a failed request is tried again", execution=True, low=0)
+
+    def __post_init__(self) -> None:
+        self.base_url = self.base_url.rstrip("/")
+        if self.base_url and not self.base_url.startswith(("http://", "https://")):
+            raise XwinError(f"--base-url is {self.base_url!r}", "it begins with http:// or https://", USAGE)
+        if "@" in self.base_url.partition("//")[2].partition("/")[0]:
+            raise XwinError("--base-url holds a password", "the key goes in OPENAI_API_KEY alone", USAGE)
+
+
+@dataclass(kw_only=True)
 class Chat:
     """What the chat template is told."""
 

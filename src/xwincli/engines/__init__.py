@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
-from xwincli.errors import XwinError
+from xwincli.errors import USAGE, XwinError
 from xwincli.records import Message, Response
-from xwincli.settings import Device, Sampling
+from xwincli.settings import Device, Sampling, Server
 
-NAMES = ("native", "vllm", "echo")
+NAMES = ("native", "vllm", "openai", "echo")
 
 
 class Ask(msgspec.Struct, frozen=True):
@@ -49,16 +49,33 @@ class Engine(Protocol):
         ...
 
 
-def find(name: str, model: str, device: Device, rows: int, tokens: int = 0) -> Engine:
+def find(
+    name: str,
+    model: str,
+    device: Device,
+    rows: int,
+    *,
+    tokens: int = 0,
+    server: Server | None = None,
+    template_arguments: dict[str, Any] | None = None,
+) -> Engine:
     """An engine by name.
 
     Args:
         name: one of ``NAMES``.
-        model: folder, hub name, adapter or .gguf; ``echo`` needs none.
+        model: folder, hub name, adapter or .gguf; with ``openai`` the server's name for it; ``echo`` needs none.
         device: where ``native`` computes.
         rows: responses ``native`` decodes together.
         tokens: whose keys and values ``native`` holds at most; 0 is no limit.
+        server: whom ``openai`` asks.
+        template_arguments: variables for the server's chat template (``native`` has its own template told).
     """
+    if name == "openai":
+        from xwincli.engines.openai import OpenAI
+
+        return OpenAI(server or Server(), model, template_arguments)
+    if server and server.base_url:
+        raise XwinError(f"--base-url means nothing to --engine {name}", "--engine openai asks a server", USAGE)
     if name == "echo":
         from xwincli.engines.echo import Echo
 

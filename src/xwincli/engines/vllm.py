@@ -86,9 +86,7 @@ class Vllm:
     def _prompt(self, ask: Ask) -> dict[str, list[int]]:
         ids = self.loaded.template.prompt_ids(ask.messages)
         if len(ids) >= self.context:
-            raise XwinError(
-                f"a prompt of {len(ids)} tokens leaves no room in {self.model}'s context of {self.context}"
-            )
+            raise XwinError(f"a prompt of {len(ids)} tokens leaves no room in {self.model}'s context of {self.context}")
         return {"prompt_token_ids": ids}
 
     def _parameters(self, ask: Ask, sampling: Sampling, seed: int) -> Any:

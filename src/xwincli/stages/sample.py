@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from xwincli import formats, launch, manifest, settings, shards
-from xwincli.console import progress, warn
+from xwincli.console import Progress, progress, warn
 from xwincli.errors import USAGE, XwinError
 from xwincli.journal import Journal
 from xwincli.records import Group, Prompt, Response, content_id, prompt_id
@@ -39,8 +39,9 @@ class Config:
 
     data: list[str] = flag(["-"], "prompts: files, globs, hf:NAME, or - for standard input; repeatable")
     out: str = flag("-", "file of groups to write, or - for standard output")
-    model: str = flag("", "policy: folder, hub name, adapter or .gguf")
-    engine: str = flag("native", "what answers", choices=("native", "vllm", "echo"))
+    model: str = flag("", "policy: folder, hub name, adapter or .gguf; with --engine openai the server's name for it")
+    engine: str = flag("native", "what answers", choices=("native", "vllm", "openai", "echo"))
+    server: settings.Server = group(settings.Server)
     sampling: settings.Sampling = group(settings.Sampling)
     unique: bool = flag(False, "draw repeated responses of a prompt again")
     unique_rounds: int = flag(4, "how often at most", low=1)
@@ -60,12 +61,20 @@ class Config:
     scale: settings.Scale = group(settings.Scale)
     device: settings.Device = group(settings.Device)
 
+    def __post_init__(self) -> None:
+        if self.engine in ("vllm", "openai") and self.deterministic:
+            message = f"--deterministic cannot be promised for --engine {self.engine}"
+            raise XwinError(message, "--engine native decodes in blocks of its own", USAGE)
+        if self.engine == "openai" and not self.server.base_url:
+            hint = "such as http://127.0.0.1:8000/v1; the API is https://api.openai.com/v1"
+            raise XwinError("--engine openai needs --base-url", hint, USAGE)
+        if self.engine == "openai" and self.scale.gpus > 1:
+            raise XwinError("--gpus means nothing to --engine openai", "the server has them", USAGE)
+
 
 def run(config: Config) -> None:
     """Sample and write."""
-    plan = manifest.plan("sample", config, [*config.data, *([config.model] if config.model else [])])
-    if config.deterministic:
-        plan["config"] |= {"rows": config.rows, "max_batch_tokens": config.max_batch_tokens}
+    plan = _plan(config)
     block = max(config.rows // config.sampling.n, 1) if config.deterministic else 1
     shard = shards.Shard.parse(config.scale.shard, block)
     if shards.done(config.out, plan, shard, config.force) or launch.fan_out("sample", config):
@@ -77,39 +86,77 @@ def run(config: Config) -> None:
     ) as journal:
         from xwincli import engines
 
-        engine = engines.find(config.engine, config.model, config.device, config.rows, config.max_batch_tokens)
+        engine = engines.find(
+            config.engine,
+            config.model,
+            config.device,
+            config.rows,
+            tokens=config.max_batch_tokens,
+            server=config.server,
+            template_arguments=_template_arguments(config),
+        )
         journal.machine = engine.facts()
         facts = _template(engine, plan, config)
-        receipt = Receipt.of(journal.recovered())
-        open_: dict[str, Prompt] = {}
-        started = time.monotonic()
-        count = shard.count(total) if total else None
-        with progress("sample", count, "prompts", len(journal.offsets)) as bar:
-            answers = _distinct if config.unique else _plain
-            portions = journal.blocks(prompts) if config.deterministic else [journal.todo(prompts)]
-            asks = (_asks(portion, open_, config.sampling.n) for portion in portions)
-            for key, answer in chain.from_iterable(answers(engine, some, config) for some in asks):
-                prompt = open_.pop(key)
-                if key in journal.offsets:  # its block was cut off by a kill and is decoded again as a whole
-                    continue
-                if isinstance(answer, XwinError):
-                    journal.fail(key, prompt, answer.message)
-                else:
-                    journal.add(key, [_group(prompt, answer, config, facts)])
-                    receipt.add(answer)
-                bar.advance(note=receipt.note(time.monotonic() - started))
+        with progress("sample", shard.count(total) if total else None, "prompts", len(journal.offsets)) as bar:
+            journal.metrics = _draw(journal, prompts, engine, config, facts, bar)
         if not journal.rows:
             raise XwinError(f"{', '.join(config.data)}: no rows")
-        journal.metrics = receipt.metrics(config.unique)
-        journal.metrics["tokens_per_second"] = round(receipt.fresh_tokens / max(time.monotonic() - started, 1e-9), 1)
     shards.settle(config.out, plan, shard)
+
+
+def _draw(
+    journal: Journal, prompts: Iterable[Prompt], engine: Engine, config: Config, facts: dict[str, str], bar: Progress
+) -> dict[str, float]:
+    """Let the engine answer what is not yet finished; returns the receipt over all responses."""
+    receipt, started = Receipt.of(journal.recovered()), time.monotonic()
+    open_: dict[str, Prompt] = {}
+    answers = _distinct if config.unique else _plain
+    portions = journal.blocks(prompts) if config.deterministic else [journal.todo(prompts)]
+    asks = (_asks(portion, open_, config.sampling.n) for portion in portions)
+    for key, answer in chain.from_iterable(answers(engine, some, config) for some in asks):
+        prompt = open_.pop(key)
+        if key in journal.offsets:  # its block was cut off by a kill and is decoded again as a whole
+            continue
+        if isinstance(answer, XwinError):
+            journal.fail(key, prompt, answer.message)
+        else:
+            journal.add(key, [_group(prompt, answer, config, facts)])
+            receipt.add(answer)
+        bar.advance(note=receipt.note(time.monotonic() - started))
+    speed = receipt.fresh_tokens / max(time.monotonic() - started, 1e-9)
+    return {**receipt.metrics(config.unique), "tokens_per_second": round(speed, 1)}
+
+
+def _plan(config: Config) -> manifest.Manifest:
+    """What decides the result; a server's model is a name there, no file, and found out where it has only one."""
+    if config.engine != "openai":
+        plan = manifest.plan("sample", config, [*config.data, *([config.model] if config.model else [])])
+        if config.deterministic:
+            plan["config"] |= {"rows": config.rows, "max_batch_tokens": config.max_batch_tokens}
+        return plan
+    if not config.model:
+        from xwincli.engines.openai import served
+
+        config.model = served(config.server)
+    plan = manifest.plan("sample", config, config.data)
+    plan["config"]["model"] = config.model
+    return plan
+
+
+def _template_arguments(config: Config) -> dict[str, Any]:
+    """What a server's chat template is told: the engine sends it along."""
+    if config.engine != "openai" or not config.chat.template_arg:
+        return {}
+    from xwincli.chat.arguments import parse_arguments
+
+    return parse_arguments(config.chat.template_arg)
 
 
 def _template(engine: Any, plan: manifest.Manifest, config: Config) -> dict[str, str]:
     """Tell a policy's template its arguments; the digests of what it writes with (none where we write no template)."""
     loaded = getattr(engine, "loaded", None)
     if loaded is None:
-        if config.chat.template_arg:
+        if config.chat.template_arg and config.engine != "openai":
             raise XwinError(f"--template-arg means nothing to --engine {config.engine}", "leave it out", USAGE)
         return {}
     loaded.template = loaded.template.given(config.chat.template_arg)
