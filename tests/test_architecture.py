@@ -28,13 +28,17 @@ GROUND = {
     "journal",
     "shards",
     "formats",
+    "contamination",
 }
 MODELS = {"chat", "models", "norms", "weights", "rows", "attention", "scoring", "checkpoint"}
 MAY_IMPORT = {  # part -> the parts it may import besides itself
     "cli": {"flags", "errors"},
     "flags": {"errors"},
     "launch": GROUND | {"train"},
-    "stages": GROUND | MODELS | {"launch", "engines", "judges", "train", "metrics", "protocols", "report", "lab"},
+    "stages": GROUND
+    | MODELS
+    | {"launch", "engines", "judges", "train", "metrics", "protocols", "report", "lab", "selection"},
+    "selection": GROUND,
     "protocols": GROUND | {"judges", "metrics"},
     "judges": GROUND | MODELS | {"engines", "lab"},
     "train": GROUND | MODELS | {"engines"},

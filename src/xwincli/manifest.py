@@ -80,7 +80,7 @@ def plan(stage: str, config: Any, sources: list[str]) -> Manifest:
         sources: files, folders, hub names or ``-`` that are read.
     """
     decisive = settings.values(config, execution=False)
-    paths = {"data", "out", "model", "rm", "critic", "reference", "files"}
+    paths = {"data", "out", "model", "rm", "critic", "reference", "files", "against"}
     return {
         "xwin": __version__,
         "stage": stage,
@@ -108,8 +108,9 @@ def note_template(plan: Manifest, facts: dict[str, str], model: str = "") -> Non
 
 
 def key(plan: Manifest) -> str:
-    """A digest of what decides the result; equal keys make equal artifacts."""
-    facts = {"stage": plan["stage"], "config": plan["config"], "inputs": [i.get("digest") for i in plan["inputs"]]}
+    """A digest of what decides the result; equal keys make equal artifacts. A hub name stands for its content."""
+    sources = [i.get("digest", i["path"]) for i in plan["inputs"]]
+    facts = {"stage": plan["stage"], "config": plan["config"], "inputs": sources}
     return hashlib.sha256(msgspec.json.encode(facts, order="sorted")).hexdigest()[:16]
 
 

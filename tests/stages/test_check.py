@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from xwincli.contamination import Against
 from xwincli.errors import XwinError
 from xwincli.stages.check import Config, run
 
@@ -104,6 +105,19 @@ def test_a_format_can_be_forced(check):
     assert check(row)["format"] == "messages"
     report = check(row, format="question-answer")
     assert (report["format"], report["lengths"]["characters"]["max"]) == ("question-answer", 4)
+
+
+def test_prompts_that_an_evaluation_set_holds(check, tmp_path):
+    (tmp_path / "eval.jsonl").write_text(json.dumps({"prompt": "name the four seasons of a year"}) + "\n")
+    rows = [{"prompt": "hello"}, {"prompt": "please NAME the four, seasons !"}]
+    against = Against(against=["eval.jsonl"], ngram=4)
+    report = check(*rows, against=against)
+    assert report["problems"] == ["x.jsonl:2: shares “name the four seasons” with eval.jsonl, prompt 1"]
+    assert check(*rows, against=Against(against=["eval.jsonl"], ngram=5))["problem_count"] == 0
+    assert report["contaminated_prompts"] == 1
+    (tmp_path / "eval.jsonl").write_text(json.dumps({"prompt": "?"}) + "\n")
+    with pytest.raises(XwinError, match=r"eval.jsonl: no words"):
+        run(Config(data=["x.jsonl"], against=against))
 
 
 def test_lengths_in_tokens(check, policy):

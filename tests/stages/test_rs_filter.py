@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xwincli.errors import XwinError
-from xwincli.records import Conversation, Group, Pair, Response
-from xwincli.stages.rs_filter import Config, Receipt, records, rejection, run
+from xwincli.records import Conversation, Group, Pair, Response, decode
+from xwincli.selection.choose import Choosing
+from xwincli.selection.pool import Ranked, similarity
+from xwincli.selection.receipt import Receipt
+from xwincli.selection.reject import Rejecting, rejection
+from xwincli.selection.rounds import merged
+from xwincli.stages.rs_filter import Config, Selection, best, run
 
 ASK = [{"role": "user", "content": "write about a fox ."}]
 
@@ -23,9 +30,28 @@ def group(scores: list[float], name: str = "g", **texts: Any) -> Group:
     return Group(id=name, prompt_id=f"p-{name}", prompt=ASK, responses=made, **texts)
 
 
+def config(**options: Any) -> Config:
+    """A config of flat options, as the command line takes them."""
+    parts = {"choosing": Choosing, "rejecting": Rejecting}
+    for name, kind in parts.items():
+        mine = {f.name for f in fields(kind)}
+        options[name] = kind(**{k: options.pop(k) for k in list(options) if k in mine})
+    return Config(**options)
+
+
+def select(groups: list[Group], **options: Any) -> tuple[list[Any], Receipt]:
+    receipt, selection = Receipt(), Selection(config(**options))
+    rows: list[Any] = []
+    for outcome in best(map(selection.of, groups), options.get("keep_percent", 100)):
+        receipt.take(outcome)
+        kind = Pair if options.get("emit") == "pairs" else Conversation
+        rows += [decode(row, kind, "row") for row in outcome.rows if not outcome.lost]
+    receipt.dropped = selection.dropped
+    return rows, receipt
+
+
 def chosen(g: Group, **options: Any) -> tuple[list[Any], Receipt]:
-    receipt = Receipt()
-    return list(records(g, Config(**options), receipt)), receipt
+    return select([g], **options)
 
 
 def texts(rows: list[Conversation]) -> list[str]:
@@ -113,8 +139,8 @@ def test_a_cut_answer_may_be_rejected_and_says_so() -> None:
     [pair], _ = chosen(g, emit="pairs", rejected="worst")
     assert pair.chosen == [{"role": "assistant", "content": "answer 0"}]
     assert pair.rejected == [{"role": "assistant", "content": "answer 2", "finish": "length"}]
-    rows, receipt = chosen(g, emit="pairs", rejected="rank:1")  # it scores above every answer that may be chosen
-    assert rows == [] or rows[0].score_rejected < rows[0].score_chosen
+    [pair], receipt = chosen(g, emit="pairs", rejected="random")  # never the one that scores above all that may be
+    assert pair.score_rejected == 1
     [both], _ = chosen(g, emit="pairs", rejected="worst", keep_cut=True)
     assert both.chosen[0]["content"] == "answer 1" and receipt.cut == 2
 
@@ -180,9 +206,116 @@ def test_unknown_rules_are_usage_errors(rule: str) -> None:
 
 def test_options_that_contradict(tmp_path: Path) -> None:
     with pytest.raises(XwinError, match="among the chosen"):
-        run(Config(data=[str(tmp_path / "none")], emit="pairs", rejected="rank:2", top=2))
+        run(config(data=[str(tmp_path / "none")], emit="pairs", rejected="rank:2", top=2))
     with pytest.raises(XwinError, match="needs --min-score"):
-        run(Config(data=[str(tmp_path / "none")], emit="threshold"))
+        run(config(data=[str(tmp_path / "none")], emit="threshold"))
+    with pytest.raises(XwinError, match="--max-margin 1 is below --min-margin 2"):
+        config(min_margin=2, max_margin=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"percent": 50}, [4, 3]),
+        ({"percent": 51}, [4, 3, 2]),  # rounded up
+        ({"percent": 0}, [4]),
+        ({"percent": 100, "top": 2}, [4, 3]),
+        ({"percent": 100, "min_score": 2}, [4, 3, 2]),
+    ],
+)
+def test_the_best_percent_of_a_prompt(options: dict[str, Any], expected: list[float]) -> None:
+    rows, _ = chosen(group([1, 4, 2, 3]), emit="percent", **options)
+    assert [r.extra["score"] for r in rows] == expected
+
+
+def test_bounds_on_a_pair() -> None:
+    scores = [10, 9, 6, 1]
+
+    def pair(**options: Any) -> list[tuple[float, float]]:
+        rows, _ = chosen(group(scores), emit="pairs", **options)
+        return [(r.score_chosen, r.score_rejected) for r in rows]
+
+    assert pair(rejected="worst") == [(10, 1)]
+    assert pair(rejected="worst", max_margin=5) == [(10, 6)]
+    assert pair(rejected="rank:2", min_margin=2) == [(10, 6)]
+    assert pair(rejected="worst", top=2, max_margin=5) == [(10, 6)], "9 has 6 alone, which 10 took"
+    _, receipt = chosen(group(scores), emit="pairs", rejected="worst", max_margin=0.5)
+    assert receipt.lost == {"with every margin above --max-margin": 1}
+    _, receipt = chosen(group(scores), emit="pairs", rejected="rank:2", min_margin=20)
+    assert receipt.lost == {"with every margin below --min-margin": 1}
+
+
+def test_a_pair_of_like_length() -> None:
+    g = group([9, 5, 4, 3])
+    for r, tokens in zip(g.responses, [100, 30, 124, 126]):
+        r.tokens = tokens
+    [row], _ = chosen(g, emit="pairs", rejected="worst", length_match=1.25)
+    assert row.score_rejected == 4
+    _, receipt = chosen(g, emit="pairs", rejected="worst", length_match=1.2)
+    assert receipt.lost == {"without a rejected response of like length": 1}
+
+
+def test_similarity_is_the_share_of_common_trigrams() -> None:
+    a, b, c = (
+        Ranked(Response(text=t), 0.0, 1) for t in ("One two three  four.", "one TWO three five", "one two three four.")
+    )
+    assert similarity(a, b) == pytest.approx(1 / 3) and similarity(a, c) == 1
+    short, other = (Ranked(Response(text=t), 0.0, 1) for t in ("yes", "no"))
+    assert similarity(short, short) == 1 and similarity(short, other) == 0
+
+
+def test_diversity_passes_over_what_is_like_a_better_one() -> None:
+    g = group([9, 8, 7])
+    for r, text in zip(g.responses, ["a red fox ran far away", "a red fox ran far off", "the moon is up"]):
+        r.text = text
+    assert [r.extra["score"] for r in chosen(g, top=2)[0]] == [9, 8]
+    assert [r.extra["score"] for r in chosen(g, top=2, max_similarity=0.5)[0]] == [9, 7]  # 3 of 5 trigrams are shared
+    assert [r.extra["score"] for r in chosen(g, top=2, max_similarity=0.6)[0]] == [9, 8]
+
+
+def test_repeats_differ_only_in_case_and_space() -> None:
+    g = group([1, 2])
+    g.responses[0].text, g.responses[1].text = "A  Fox\n", "a fox"
+    rows, receipt = chosen(g, top=2)
+    assert receipt.dropped == {"duplicates": 1} and texts(rows) == ["A  Fox\n"]
+
+
+def test_dedupe_over_prompts() -> None:
+    def ask(text: str, name: str, scores: list[float]) -> Group:
+        g = group(scores, name)
+        g.prompt = [{"role": "user", "content": text}]
+        return g
+
+    groups = [ask("why ?", "a", [1, 2]), ask("WHY  ?", "b", [3, 4]), ask("how ?", "c", [5, 6]), ask("who ?", "d", [0])]
+    rows, receipt = select(groups, dedupe="prompts")
+    assert [r.extra["prompt_id"] for r in rows] == ["p-a", "p-c", "p-d"] and receipt.lost == {"that came before": 1}
+    rows, receipt = select(groups, dedupe="responses")  # "answer 1", "answer 0", then there is nothing new
+    assert texts(rows) == ["answer 1", "answer 0"]
+    assert receipt.lost == {"with every response chosen for an earlier prompt": 2}
+    rows, receipt = select(groups, dedupe="both")
+    assert [r.extra["prompt_id"] for r in rows] == ["p-a", "p-c"] and sum(receipt.lost.values()) == 2
+    assert len(select(groups)[0]) == 4
+
+
+@given(st.lists(st.integers(0, 5).map(float), min_size=1, max_size=9), st.floats(0.1, 100))
+def test_keep_percent_keeps_the_best_prompts_in_order(scores: list[float], percent: float) -> None:
+    groups = [group([s, -1.0], name=str(i)) for i, s in enumerate(scores)]
+    rows, receipt = select(groups, keep_percent=percent)
+    kept = [r.extra["score"] for r in rows]
+    names = [int(r.extra["prompt_id"][2:]) for r in rows]
+    assert names == sorted(names) and len(kept) == math.ceil(len(scores) * percent / 100)
+    assert sorted(kept) == sorted(scores)[-len(kept) :]
+    assert receipt.metrics()["score_chosen"] == pytest.approx(statistics.fmean(kept))
+
+
+def test_rounds_of_the_same_prompts_are_one_group() -> None:
+    first, second = [[group(s, name) for name, s in r] for r in ([("a", [1.0]), ("b", [2.0])], [("b", [7.0, 3.0])])]
+    second[0].responses[0].text = "new"
+    found = list(merged(first + second))
+    assert [(g.prompt_id, [r.scores["rm"] for r in g.responses]) for g in found] == [("p-a", [1]), ("p-b", [2, 7, 3])]
+    second[0].prompt = [{"role": "user", "content": "another"}]
+    with pytest.raises(XwinError, match=r"p-b .*different prompts"):
+        list(merged(first + second))
 
 
 # -- through the command line
@@ -237,6 +370,29 @@ def test_nothing_chosen_is_an_error_and_leaves_no_file(xwin: Any, tmp_path: Path
     done = xwin("rs-filter", "--data", "scored.jsonl", "--out", "x.jsonl", "--min-score", 7, code=1)
     assert "nothing was chosen from 1 prompts: 1 with every response below --min-score" in done.stderr
     assert not (tmp_path / "x.jsonl").exists()
+
+
+def test_every_lost_prompt_is_told_with_its_reason(xwin: Any, tmp_path: Path) -> None:
+    write(tmp_path / "one.jsonl", [line(1, [1, 3]), line(2, [5, 5]), line(3, [0, 9])])
+    write(tmp_path / "two.jsonl", [line(3, [1]), line(4, [0.5, 1])])
+    thirteen = "one two three four five six seven eight nine ten eleven twelve thirteen"
+    asked = line(5, [1, 2])
+    asked["prompt"][0]["content"] = f"Count: {thirteen.upper()}!"
+    write(tmp_path / "three.jsonl", [asked])
+    write(tmp_path / "eval.jsonl", [{"prompt": "short"}, {"prompt": f"Say {thirteen}, fourteen."}])
+    command = ["rs-filter", "--out", "p.jsonl", "--emit", "pairs", "--merge", "--min-margin", 1, "--lost", "lost.jsonl"]
+    command += [x for name in ("one", "two", "three") for x in ("--data", f"{name}.jsonl")]
+    done = xwin(*command, "--against", "eval.jsonl")
+    assert [json.loads(x)["score_chosen"] for x in (tmp_path / "p.jsonl").read_text().splitlines()] == [3, 9]
+    lost = [json.loads(x) for x in (tmp_path / "lost.jsonl").read_text().splitlines()]
+    assert [(x["id"], x["responses"], x["best"]) for x in lost] == [("g2", 2, 5), ("g4", 2, 1), ("g5", 2, 2)]
+    assert [x["reason"] for x in lost][:2] == ["chosen and rejected tied", "every margin below --min-margin"]
+    assert lost[2]["reason"] == f"that an evaluation set holds: eval.jsonl, prompt 2, “{thirteen}”"
+    assert "1 that an evaluation set holds" in done.stderr
+    (tmp_path / "lost.jsonl").unlink()
+    assert "up to date" not in xwin(*command, "--against", "eval.jsonl").stderr, "the file of the lost was missing"
+    write(tmp_path / "eval.jsonl", [{"prompt": "other"}])
+    assert "up to date" not in xwin(*command, "--against", "eval.jsonl").stderr, "the evaluation set has changed"
 
 
 def test_another_score_a_limit_and_force(tmp_path: Path) -> None:

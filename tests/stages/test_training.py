@@ -215,7 +215,7 @@ def test_every_option_about_groups_changes_the_scores(policy, rated, tmp_path, o
 
 def test_a_reward_model_s_scores_are_refused(policy, rated, pairs, tmp_path):
     rm = run(train_rm, tmp_path / "rm", model=str(policy), data=[str(pairs)])
-    scored = run(score, tmp_path / "scored.jsonl", rm=str(rm), data=[str(rated)])
+    scored = run(score, tmp_path / "scored.jsonl", rm=[str(rm)], data=[str(rated)])
     with pytest.raises(XwinError, match="has the scores gold, rm"):
         run(train_rm, tmp_path / "no", model=str(policy), data=[str(scored)])
     with pytest.raises(XwinError, match="come from a reward model"):
@@ -233,17 +233,17 @@ def test_score_keeps_every_score_and_fails_what_is_too_long(policy, pairs, tmp_p
     rm = run(train_rm, tmp_path / "rm", model=str(policy), data=[str(pairs)])
     rows = [{"prompt": f"about {w} ?", "completions": [f"the {w} .", "no", "rain " * 4]} for w in WORDS]
     data = write(tmp_path / "g.jsonl", rows)
-    whole = run(score, tmp_path / "s.jsonl", rm=str(rm), data=[str(data)])
+    whole = run(score, tmp_path / "s.jsonl", rm=[str(rm)], data=[str(data)])
     again = run(
-        score, tmp_path / "t.jsonl", rm=str(rm), data=[str(whole)], name="second", window=2, max_tokens_per_row=40
+        score, tmp_path / "t.jsonl", rm=[str(rm)], data=[str(whole)], name="second", window=2, max_tokens_per_row=40
     )
     for line in again.read_text().splitlines():
         for r in json.loads(line)["responses"]:
             assert r["scores"]["rm"] == pytest.approx(r["scores"]["second"], abs=1e-4)
     long = write(tmp_path / "l.jsonl", [*rows, {"prompt": "fox " * 600, "completions": ["a", "b"]}])
     with pytest.raises(XwinError, match="takes 512") as e:
-        run(score, tmp_path / "u.jsonl", rm=str(rm), data=[str(long)])
+        run(score, tmp_path / "u.jsonl", rm=[str(rm)], data=[str(long)])
     assert e.value.code == 3
-    kept = run(score, tmp_path / "u.jsonl", rm=str(rm), data=[str(long)], allow_failed=0.2)
+    kept = run(score, tmp_path / "u.jsonl", rm=[str(rm)], data=[str(long)], allow_failed=0.2)
     assert len(kept.read_text().splitlines()) == len(WORDS)
-    assert len(run(score, tmp_path / "v.jsonl", rm=str(rm), data=[str(data)], limit=3).read_text().splitlines()) == 3
+    assert len(run(score, tmp_path / "v.jsonl", rm=[str(rm)], data=[str(data)], limit=3).read_text().splitlines()) == 3

@@ -2,9 +2,11 @@
 
     xwin check --data pairs.jsonl
     xwin check --data 'runs/*.jsonl' --tokenizer model
+    xwin check --data prompts.jsonl --against eval.jsonl
     xwin check --model rm --json
 
-Of a file: format, kind, rows, problems (each with its line and field), lengths, duplicates. Of a model
+Of a file: format, kind, rows, problems (each with its line and field), lengths, duplicates, and with --against
+prompts that an evaluation set holds. Of a model
 folder: architecture, parameters, precision, template, stop tokens, and what makes loaders disagree.
 The exit code is 1 if there is any problem.
 """
@@ -17,7 +19,7 @@ from dataclasses import dataclass
 from statistics import mean, median
 from typing import Any
 
-from xwincli import checkpoint, formats, jsonl, settings, sources
+from xwincli import checkpoint, contamination, formats, jsonl, settings, sources
 from xwincli.console import say, stdout
 from xwincli.errors import USAGE, XwinError
 from xwincli.records import Asked, Conversation, Group, Pair, Record, content_id, encode
@@ -34,6 +36,7 @@ class Config:
     model: str = flag("", "a model folder")
     tokenizer: str = flag("", "model folder whose tokenizer and template give the lengths in tokens")
     format: str = flag("auto", "layout of the input", choices=("auto", *formats.NAMES))
+    against: contamination.Against = group(contamination.Against)
     problems: int = flag(20, "problems to show at most; all are counted", low=0)
     json: bool = flag(False, "one JSON object on standard output")
     chat: settings.Chat = group(settings.Chat)
@@ -43,6 +46,8 @@ def run(config: Config) -> None:
     """Report, and exit 1 if there are problems."""
     if bool(config.data) == bool(config.model):
         raise XwinError("name either --data or --model", "xwin check --data FILE", USAGE)
+    if config.against.against and not config.data:
+        raise XwinError("--against means nothing here", "--data names the prompts to look at", USAGE)
     if config.chat.template_arg and not (config.data and config.tokenizer):
         raise XwinError("--template-arg means nothing here", "--data with --tokenizer has a chat template", USAGE)
     if config.model:
@@ -50,7 +55,8 @@ def run(config: Config) -> None:
         reports = [{"model": config.model, **facts, "problem_count": len(problems), "problems": problems}]
     else:
         template = _template(config) if config.tokenizer else None
-        reports = [_file(name, config, template) for name in sources.expand(config.data)]
+        index = contamination.index(config.against)
+        reports = [_file(name, config, template, index) for name in sources.expand(config.data)]
     if config.json:
         body = reports[0] if config.model else {"files": reports}
         stdout().write(jsonl.dumps(body) + "\n")
@@ -68,11 +74,11 @@ def _template(config: Config) -> Any:
     return Template(load_tokenizer(config.tokenizer)).given(config.chat.template_arg)
 
 
-def _file(name: str, config: Config, template: Any) -> Facts:
+def _file(name: str, config: Config, template: Any, index: contamination.Index | None) -> Facts:
     """Everything about one source; problems beyond the wanted number are only counted."""
     found: list[XwinError] = []
     rows = formats.Rows(name, None, config.format, found)
-    tally = Tally(template)
+    tally = Tally(template, index)
     try:
         for record in rows:
             tally.add(record, rows.where, found)
@@ -93,8 +99,8 @@ def _file(name: str, config: Config, template: Any) -> Facts:
 class Tally:
     """Counts and lengths over the records of one source."""
 
-    def __init__(self, template: Any) -> None:
-        self.template = template
+    def __init__(self, template: Any, index: contamination.Index | None) -> None:
+        self.template, self.index = template, index
         self.prompts: set[str] = set()
         self.lengths: dict[str, list[int]] = {}
         self.scores: dict[str, list[float]] = {}
@@ -115,6 +121,9 @@ class Tally:
         if isinstance(record, Asked):
             self.prompts.add(content_id(record.prompt))
             self._long("prompt_characters", _characters(record.prompt))
+        if self.index and (shared := self.index.find(contamination.asked(record))):
+            self.counts["contaminated_prompts"] += 1
+            problems.append(XwinError(f"{where}: shares “{shared[0]}” with {shared[1]}"))
         try:
             self._of_kind(record)
         except XwinError as e:  # a template refuses the conversation

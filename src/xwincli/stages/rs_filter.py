@@ -5,7 +5,9 @@
 since without that control a gain is not shown to be the reward model's. `--emit pairs` pairs the best with
 a rejected one; which one is the setting that matters most (`--rejected`).
 
-Responses cut off by the length limit, empty ones and repeats of the same text never take part.
+Responses cut off by the length limit, empty ones and repeats of the same text never take part. `--merge` joins the
+rounds of several files by their prompts, `--against` loses prompts that an evaluation set holds, and `--lost FILE`
+says of every prompt that gave nothing why.
 """
 
 from __future__ import annotations
@@ -14,18 +16,27 @@ import itertools
 import math
 import random
 import re
-import statistics
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
 
-from xwincli import jsonl, manifest
-from xwincli.console import say, warn
+import msgspec
+
+from xwincli import contamination, jsonl, manifest
+from xwincli.console import warn
 from xwincli.errors import USAGE, XwinError
-from xwincli.records import Conversation, Group, Message, Pair, Record, Response, content_id, encode
-from xwincli.settings import flag
+from xwincli.records import Conversation, Group, Message, Pair, Record, content_id, encode
+from xwincli.selection.choose import Choosing, choose
+from xwincli.selection.pool import Ranked, mark, pool
+from xwincli.selection.receipt import Outcome, Receipt
+from xwincli.selection.reject import Rejecting, pairs
+from xwincli.selection.rounds import merged
+from xwincli.settings import flag, group
 
 
 @dataclass(kw_only=True)
@@ -35,186 +46,89 @@ class Config:
     data: list[str] = flag(["-"], "scored groups: files, globs, or - for standard input")
     out: str = flag("-", "conversations or pairs, as JSONL")
     score: str = flag("rm", "name of the score to choose by")
-    emit: str = flag(
-        "best",
-        "conversations with the best, the one of rank R, random ones or all above a threshold; or pairs",
-        choices=("best", "rank", "random", "threshold", "pairs"),
+    choosing: Choosing = group(Choosing)
+    rejecting: Rejecting = group(Rejecting)
+    keep_percent: float = flag(
+        100.0, "of the prompts keep those whose chosen score highest, so many percent", low=0.0, high=100.0
     )
-    top: int = flag(1, "rows per prompt at most (threshold: no limit)", low=1)
-    rank: int = flag(1, "for --emit rank: 1 is the best", low=1)
-    min_score: float | None = flag(None, "never choose a response that scores below this")
-    rejected: str = flag(
-        "mu-2sigma", "for --emit pairs: rank:R, quantile:Q (0 is the worst), mu-2sigma, worst or random"
+    merge: bool = flag(False, "join groups of the same prompt_id, as from several rounds, before choosing")
+    dedupe: str = flag(
+        "none",
+        "lose prompts that came before, never choose a response chosen for an earlier prompt, or both",
+        choices=("none", "prompts", "responses", "both"),
     )
-    margin: bool = flag(False, "write the scores' difference as margin, which trainers feed into the loss")
-    keep_cut: bool = flag(False, "let responses that the length limit cut off be chosen, not only rejected")
+    against: contamination.Against = group(contamination.Against)
+    lost: str = flag("", "file for the prompts that gave nothing, each with its reason", execution=True)
     seed: int = flag(0, "of the random choices; each prompt has its own stream")
     limit: int = flag(0, "read only the first rows; 0 reads all", low=0)
     force: bool = flag(False, "make it anew even if it is up to date", execution=True)
 
-
-@dataclass(frozen=True)
-class Ranked:
-    """A response of a prompt's pool, its score, and its rank there (1 is the best)."""
-
-    response: Response
-    score: float
-    rank: int
-
-    @property
-    def cut(self) -> bool:
-        """Cut off by the length limit: it may be rejected, and is chosen only on request."""
-        return self.response.finish == "length"
+    def __post_init__(self) -> None:
+        rank = re.fullmatch(r"rank:(\d+)", self.rejecting.rejected)
+        most = self.choosing.most
+        if self.choosing.emit == "pairs" and rank and int(rank[1]) <= most:
+            message = f"--rejected {self.rejecting.rejected} is among the chosen, which are ranks 1 to {most}"
+            raise XwinError(message, f"name rank:{most + 1} or a later one", USAGE)
 
 
-@dataclass
-class Receipt:
-    """What choosing did. Averages are over the prompts that came out: each counts once."""
+class Selection:
+    """Chooses one prompt at a time; knows what was chosen before.
 
-    prompts: int = 0
-    kept: int = 0
-    rows: int = 0
-    tied: int = 0
-    cut: int = 0
-    lost: Counter[str] = field(default_factory=Counter)
-    dropped: Counter[str] = field(default_factory=Counter)
-    means: dict[str, list[float]] = field(default_factory=dict)
-
-    def note(self, name: str, values: Sequence[float | None]) -> None:
-        """Keep one prompt's mean of a figure, if every value is known."""
-        known = [v for v in values if v is not None]
-        if values and len(known) == len(values):
-            self.means.setdefault(name, []).append(statistics.fmean(known))
-
-    def metrics(self) -> dict[str, Any]:
-        """The receipt as plain values for the manifest."""
-        m: dict[str, Any] = {name: statistics.fmean(v) for name, v in self.means.items()}
-        m["gain"] = m["score_chosen"] - m["score_pool"]
-        return {**m, "tied": self.tied, "cut": self.cut, "lost": dict(self.lost), "dropped": dict(self.dropped)}
-
-    def show(self, score: str) -> None:
-        """A few lines on standard error."""
-        m = self.metrics()
-        say(f"rs-filter: {self.prompts} prompts in, {self.kept} out, {self.rows} rows")
-        line = f"  {score}: chosen {m['score_chosen']:.3f}, pool {m['score_pool']:.3f}, gain {m['gain']:+.3f}"
-        say(line + (f", rejected {m['score_rejected']:.3f}" if "score_rejected" in m else ""))
-        units = [(u, f"{u}_chosen", f"{u}_pool") for u in ("characters", "tokens")]
-        shifts = [f"{u} {m[a]:.1f} (pool {m[b]:.1f})" for u, a, b in units if a in m and b in m]
-        say(f"  length of the chosen: {', '.join(shifts)}")
-        if self.lost:
-            say("  prompts lost: " + ", ".join(f"{n} {why}" for why, n in self.lost.most_common()))
-        if self.dropped:
-            say("  responses left out: " + ", ".join(f"{n} {why}" for why, n in self.dropped.most_common()))
-        if self.cut:
-            say(f"  cut by the length limit, so never chosen unless --keep-cut: {self.cut} responses")
-        if self.tied:
-            say(f"  ties for the best score: {self.tied} prompts")
-
-
-def pool(group: Group, config: Config, receipt: Receipt) -> list[Ranked]:
-    """A prompt's usable responses, best first; equal scores stand in the order they were drawn."""
-    seen: set[str] = set()
-    found: list[tuple[float, Response]] = []
-    for r in group.responses:
-        text, score = r.text.strip(), r.scores.get(config.score, math.nan)
-        if not text:
-            receipt.dropped["empty"] += 1
-        elif not math.isfinite(score):
-            receipt.dropped["without a score"] += 1
-        elif text in seen:
-            receipt.dropped["duplicates"] += 1
-        else:
-            seen.add(text)
-            found.append((score, r))
-            receipt.cut += r.finish == "length"
-    found.sort(key=lambda f: -f[0])
-    return [Ranked(r, score, i) for i, (score, r) in enumerate(found, 1)]
-
-
-def rejection(rule: str) -> Callable[[Sequence[Ranked], random.Random], list[Ranked]]:
-    """A rule for the rejected response, as a function that orders a pool by how well each one fits it.
-
-    ``mu-2sigma`` prefers the score nearest to mean − 2 standard deviations of the prompt's scores
-    (arXiv 2502.16825); any other multiple may be named.
-
-    Raises:
-        XwinError: the rule is none of those that ``--rejected`` names.
+    Args:
+        config: the rules.
     """
-    if rule == "worst":
-        return lambda ranked, _: list(reversed(ranked))
-    if rule == "random":
-        return lambda ranked, rng: rng.sample(list(ranked), len(ranked))
-    if m := re.fullmatch(r"rank:([1-9]\d*)", rule):
-        first = int(m[1])
-        return lambda ranked, _: list(ranked[first - 1 :])
-    if (m := re.fullmatch(r"quantile:(\d*\.?\d+)", rule)) and (q := float(m[1])) <= 1:
-        return lambda all, _: sorted(all, key=lambda r: abs(len(all) - r.rank - q * (len(all) - 1)))
-    if m := re.fullmatch(r"mu-(\d*\.?\d+)sigma", rule):
-        k = float(m[1])
 
-        def nearest(ranked: Sequence[Ranked], _: random.Random) -> list[Ranked]:
-            scores = [r.score for r in ranked]
-            aim = statistics.fmean(scores) - k * statistics.pstdev(scores)
-            return sorted(ranked, key=lambda r: (abs(r.score - aim), -r.rank))
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.index = contamination.index(config.against)
+        self.dropped: Counter[str] = Counter()
+        self._prompts: set[int] = set()
+        self._texts: set[int] = set()
 
-        return nearest
-    rules = "use rank:R (from 2), quantile:Q (0 to 1), mu-2sigma, worst or random"
-    raise XwinError(f"--rejected is {rule!r}", rules, USAGE)
-
-
-def choose(ranked: list[Ranked], config: Config, rng: random.Random) -> list[Ranked] | str:
-    """The chosen of one prompt's pool, best first, or why there are none."""
-    may = [r for r in ranked if config.keep_cut or not r.cut]
-    good = [r for r in may if config.min_score is None or r.score >= config.min_score]
-    if not may:
-        return "with every response cut off" if ranked else "without a usable response"
-    if not good:
-        return "with every response below --min-score"
-    if config.emit == "threshold":
-        return good
-    if config.emit == "random":
-        return sorted(rng.sample(may, min(config.top, len(good))), key=lambda r: r.rank)
-    start = config.rank - 1 if config.emit == "rank" else 0
-    return good[start : start + config.top] or f"with fewer than {config.rank} responses"
-
-
-def pairs(
-    ranked: list[Ranked], chosen: list[Ranked], rule: str, rng: random.Random
-) -> list[tuple[Ranked, Ranked]] | str:
-    """Each chosen with its own rejected, which scores lower, or why there are none."""
-    rest = [r for r in rejection(rule)(ranked, rng) if r not in chosen]
-    if not rest:
-        return "with too few different responses"
-    made = [(c, r) for c, r in zip(chosen, rest, strict=False) if r.score < c.score]
-    return made or "with chosen and rejected tied"
-
-
-def records(group: Group, config: Config, receipt: Receipt) -> Iterator[Record]:
-    """One group's rows; the receipt is kept along the way."""
-    receipt.prompts += 1
-    rng = random.Random(f"{config.seed}:{group.id}")
-    ranked = pool(group, config, receipt)
-    receipt.tied += len(ranked) > 1 and ranked[0].score == ranked[1].score
-    chosen = choose(ranked, config, rng)
-    if config.emit == "pairs" and not isinstance(chosen, str):
-        made = pairs(ranked, chosen, config.rejected, rng)
+    def of(self, group: Group) -> Outcome:
+        """What becomes of a group."""
+        ranked = pool(group, self.config.score, self.dropped)
+        outcome = Outcome.of(group, ranked)
+        made = self._barred(group) or self._chosen(group, ranked)
         if isinstance(made, str):
-            chosen = made
+            outcome.lost = made
+            return outcome
+        chosen, rejected = made
+        if rejected:
+            outcome.note("rejected", rejected)
+            records: list[Record] = [_pair(group, *p, self.config.rejecting.margin) for p in zip(chosen, rejected)]
         else:
-            chosen = [c for c, _ in made]
-            receipt.note("score_rejected", [r.score for _, r in made])
-            yield from (_pair(group, c, r, config.margin) for c, r in made)
-    if isinstance(chosen, str):
-        receipt.lost[chosen] += 1
-        return
-    if config.emit != "pairs":
-        yield from (_conversation(group, c) for c in chosen)
-    receipt.kept += 1
-    receipt.rows += len(chosen)
-    for name, picked in (("chosen", chosen), ("pool", ranked)):
-        receipt.note(f"score_{name}", [p.score for p in picked])
-        receipt.note(f"characters_{name}", [len(p.response.text) for p in picked])
-        receipt.note(f"tokens_{name}", [p.response.tokens for p in picked])
+            records = [_conversation(group, c) for c in chosen]
+        outcome.rows = [encode(r) for r in records]
+        outcome.note("chosen", chosen)
+        outcome.note("pool", ranked)
+        outcome.score = outcome.figures["score_chosen"]
+        if self.config.dedupe in ("responses", "both"):
+            self._texts |= {mark(c.response.text) for c in chosen}
+        return outcome
+
+    def _barred(self, group: Group) -> str | None:
+        """Why a prompt is lost whatever its responses are."""
+        if self.index and (shared := self.index.find(group.prompt)):
+            return f"that an evaluation set holds: {shared[1]}, “{shared[0]}”"
+        if self.config.dedupe in ("prompts", "both"):
+            value = mark("\n".join(f"{m['role']}: {m.get('content')}" for m in group.prompt))
+            if value in self._prompts:
+                return "that came before"
+            self._prompts.add(value)
+        return None
+
+    def _chosen(self, group: Group, ranked: list[Ranked]) -> tuple[list[Ranked], list[Ranked]] | str:
+        """The chosen, and the rejected beside them if pairs are wanted; or why there are none."""
+        config, rng = self.config, random.Random(f"{self.config.seed}:{group.id}")
+        fresh = [r for r in ranked if mark(r.response.text) not in self._texts] if self._texts else ranked
+        if ranked and not fresh:
+            return "with every response chosen for an earlier prompt"
+        chosen = choose(fresh, config.choosing, rng)
+        if isinstance(chosen, str) or config.choosing.emit != "pairs":
+            return chosen if isinstance(chosen, str) else (chosen, [])
+        made = pairs(ranked, chosen, config.rejecting, rng)
+        return made if isinstance(made, str) else ([c for c, _ in made], [r for _, r in made])
 
 
 def _message(side: Ranked) -> Message:
@@ -248,21 +162,39 @@ def _pair(group: Group, chosen: Ranked, rejected: Ranked, margin: bool) -> Pair:
     )
 
 
+def best(outcomes: Iterable[Outcome], percent: float) -> Iterator[Outcome]:
+    """Of the prompts that gave something only so many percent, those whose chosen score highest; the others are lost.
+
+    The outcomes wait in a temporary file; of those that tie at the bound the earlier are kept.
+    """
+    if percent >= 100:
+        yield from outcomes
+        return
+    scores: list[float] = []
+    encoder, decoder = msgspec.json.Encoder(), msgspec.json.Decoder(Outcome)
+    with tempfile.TemporaryFile() as file:
+        for outcome in outcomes:
+            file.write(encoder.encode(outcome) + b"\n")
+            if not outcome.lost:
+                scores.append(outcome.score)
+        order = sorted(range(len(scores)), key=lambda i: -scores[i])
+        kept = set(order[: math.ceil(len(scores) * percent / 100)])
+        file.seek(0)
+        number = 0
+        for line in file:
+            outcome = decoder.decode(line)
+            if not outcome.lost:
+                if number not in kept:
+                    outcome.lost = "below the best of --keep-percent"
+                number += 1
+            yield outcome
+
+
 def _refuse(group: Group, name: str, where: str) -> NoReturn:
     """Say that no response of a group has the score, and which scores there are."""
     there = sorted({n for r in group.responses for n in r.scores})
     hint = f"there are: {', '.join(there)}; --score NAME chooses" if there else "run xwin score first"
     raise XwinError(f"{where}: field responses[0].scores.{name}: is missing", hint)
-
-
-def _check(config: Config) -> None:
-    if config.emit == "threshold" and config.min_score is None:
-        raise XwinError("--emit threshold needs --min-score", "", USAGE)
-    rejection(config.rejected)
-    rank = re.fullmatch(r"rank:(\d+)", config.rejected)
-    if config.emit == "pairs" and rank and int(rank[1]) <= config.top:
-        message = f"--rejected {config.rejected} is among the chosen, which are ranks 1 to {config.top}"
-        raise XwinError(message, f"name rank:{config.top + 1} or a later one", USAGE)
 
 
 def _locate(sources: list[str], number: int) -> str:
@@ -273,22 +205,36 @@ def _locate(sources: list[str], number: int) -> str:
     return next(itertools.islice(lines, number - 1, None), f"row {number}")
 
 
+def _scored(config: Config, files: list[str]) -> Iterator[Group]:
+    """The groups; each must have the score somewhere."""
+    from xwincli import formats
+
+    for number, row in enumerate(formats.read(config.data, Group, limit=config.limit), 1):
+        if not any(config.score in r.scores for r in row.responses):
+            _refuse(row, config.score, _locate(files, number))
+        yield row
+
+
 def run(config: Config) -> None:
     """Read groups one at a time, write what is chosen, say what that did."""
-    from xwincli import formats, sources
+    from xwincli import sources
 
-    _check(config)
     started, files = time.time(), sources.expand(config.data)
-    plan = manifest.plan("rs-filter", config, files)
-    if manifest.skip_if_current(config.out, plan, config.force):
+    plan = manifest.plan("rs-filter", config, [*files, *config.against.against])
+    again = config.force or bool(config.lost and not Path(config.lost).exists())
+    if manifest.skip_if_current(config.out, plan, again):
         return
-    receipt = Receipt()
-    with jsonl.writer(config.out) as w:
-        for number, group in enumerate(formats.read(config.data, Group, limit=config.limit), 1):
-            if not any(config.score in r.scores for r in group.responses):
-                _refuse(group, config.score, _locate(files, number))
-            for record in records(group, config, receipt):
-                w.write(encode(record))
+    selection, receipt = Selection(config), Receipt()
+    groups = _scored(config, files)
+    outcomes = map(selection.of, merged(groups) if config.merge else groups)
+    with jsonl.writer(config.out) as w, jsonl.writer(config.lost) if config.lost else nullcontext() as lost:
+        for outcome in best(outcomes, config.keep_percent):
+            receipt.take(outcome)
+            for row in outcome.rows if not outcome.lost else []:
+                w.write(row)
+            if outcome.lost and lost:
+                lost.write(outcome.loss())
+        receipt.dropped = selection.dropped
         if not receipt.kept:
             reasons = ", ".join(f"{n} {why}" for why, n in receipt.lost.most_common()) or "there were none"
             raise XwinError(f"nothing was chosen from {receipt.prompts} prompts: {reasons}")
