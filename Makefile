@@ -57,6 +57,7 @@ docs: $(READY) ## write docs/cli.md, the reference of every flag
 bench: $(READY) ## sampling and scoring beside transformers, training beside TRL, into bench/RESULTS.md (two hours)
 	$(VENV)/bin/python bench/sample.py
 	$(VENV)/bin/python bench/score.py
+	$(VENV)/bin/python bench/growth.py
 	$(VENV)/bin/python bench/train.py --models S
 	$(VENV)/bin/python bench/train.py --models M --rows 32 --contenders xwin trl trl-padded
 

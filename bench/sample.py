@@ -1,7 +1,8 @@
 """Sampling beside transformers: same model, prompts, lengths, threads and temperature; separate processes by turns.
 
-    python bench/sample.py [--models S M] [--prompts 4] [--n 64] [--repeats 3]
+    python bench/sample.py [--models S M] [--prompts 2] [--n 64] [--repeats 3]
     python bench/sample.py --policy runs/demo/smollm2 [--prompts 16] [--n 64] [--max-tokens 128] [--dtype bfloat16]
+        [--contenders xwin batching 'generate 64' 'generate 256' 'llama 32' --gguf FILE]
 
 Made models know no end, so every response has a length drawn beforehand (log-normal, mean 200, at most 512), the same
 for every contender; a real model ends as it does. A token counts until its response ends. transformers stands there
@@ -26,7 +27,7 @@ import world
 HERE = Path(__file__).parent
 DEMO = HERE.parent / "examples" / "demo" / "eval.jsonl"
 MEAN, SIGMA, LONGEST = 200, 0.6, 512
-BATCHING = {"page": 32, "batch": 512}  # the fastest of several found on two cores
+BATCHING = {"page": 32, "batch": 512, "live": 32}  # the fastest of several found on two cores
 
 
 def lengths(prompts: int, n: int) -> list[list[int]]:
@@ -78,10 +79,13 @@ def measure(case: str, folder: str, job: dict[str, Any], options: argparse.Names
     commands = {}
     for name in options.contenders:
         who, _, batch = name.partition(" ")
-        own = job | (BATCHING if who == "batching" else {}) | ({"batch": int(batch)} if batch else {})
+        own = job | (BATCHING if who == "batching" else {})
+        own |= {"live" if who == "batching" else "batch": int(batch)} if batch else {}
         file = scratch / f"{name}.json"
         file.write_text(json.dumps(own))
         commands[name] = [str(HERE / "sampler.py"), who, folder, str(file)]
+        if who == "llama":
+            commands[name] = [str(HERE / "llama.py"), options.gguf, str(file)]
     found = results.turns(commands, options.repeats, ["generate"] if job["lengths"] else [])
     results.record("Sampling", case, found, dtype=options.dtype)
     results.draw("Sampling", HEAD, lines)
@@ -93,7 +97,8 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=["S", "M"])
     parser.add_argument("--contenders", nargs="*", default=["xwin", "batching", "generate"])
     parser.add_argument("--policy", default="", help="a model folder instead of the made ones")
-    parser.add_argument("--prompts", type=int, default=4)
+    parser.add_argument("--gguf", default="", help="the same model's file for the contenders 'llama SLOTS'")
+    parser.add_argument("--prompts", type=int, default=2)
     parser.add_argument("--few", type=int, default=1, help="prompts of a made model for generate")
     parser.add_argument("--n", type=int, default=64)
     parser.add_argument("--rows", type=int, default=256, help="responses we decode together (--rows of xwin sample)")

@@ -7,6 +7,7 @@ given beforehand (the same for every contender, random models have no end of the
 
 from __future__ import annotations
 
+import itertools
 import json
 import resource
 import sys
@@ -89,35 +90,36 @@ def by_generate(loaded: Any, prompts: list[list[int]], job: dict[str, Any]) -> t
 
 
 def by_batching(loaded: Any, prompts: list[list[int]], job: dict[str, Any]) -> tuple[int, float]:
-    """transformers' continuous batching, its cache large enough for all responses at once; warming up is not timed."""
+    """transformers' continuous batching, so many responses in flight as its cache holds; warming up is not timed."""
     from transformers import ContinuousBatchingConfig, GenerationConfig
 
     page = job.get("page", 256)
-    blocks = sum(-(-(len(p) + job["most"]) // page) + 1 for p in prompts for _ in range(job["n"]))
+    blocks = job["live"] * (-(-(max(map(len, prompts)) + job["most"]) // page) + 1)
     config = ContinuousBatchingConfig(page_size=page, num_blocks=blocks, max_batch_tokens=job["batch"], seed=0)
     stops = [-1] if job["lengths"] else sorted(loaded.template.stop_ids)
     generation = GenerationConfig(
         do_sample=True, temperature=TEMPERATURE, top_k=0, max_new_tokens=job["most"], eos_token_id=stops,
         pad_token_id=loaded.tokenizer.pad_token_id or 0,
     )  # fmt: skip
-    tokens = waiting = 0
+    each = iter([(p, job["lengths"][i][k] if job["lengths"] else job["most"])
+                 for i, p in enumerate(prompts) for k in range(job["n"])])  # fmt: skip
+    tokens = flying = 0
     with loaded.model.continuous_batching_context_manager(
         generation_config=generation, continuous_batching_config=config, block=True, timeout=5
     ) as manager:
         begun = time.perf_counter()
-        for i, prompt in enumerate(prompts):
-            for k in range(job["n"]):
-                most = job["lengths"][i][k] if job["lengths"] else job["most"]
+        while True:
+            for prompt, most in itertools.islice(each, job["live"] - flying):
                 manager.add_request(prompt, max_new_tokens=most)
-                waiting += 1
-        while waiting:
+                flying += 1
+            if not flying:
+                return tokens, time.perf_counter() - begun
             done = manager.get_result(timeout=5)
             if done is None and not manager.is_running():
                 raise SystemExit("continuous batching stopped")
             if done is not None and done.is_finished():
                 tokens += len(done.generated_tokens)
-                waiting -= 1
-        return tokens, time.perf_counter() - begun
+                flying -= 1
 
 
 def main() -> None:
