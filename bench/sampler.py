@@ -28,6 +28,7 @@ def by_xwin(loaded: Any, prompts: list[list[int]], job: dict[str, Any]) -> tuple
     stops = frozenset() if job["lengths"] else frozenset(loaded.template.stop_ids)
     rules = module.Rules(Choice(TEMPERATURE), 0, stops)
     body = module.Body(loaded.model, loaded.place.dtype)
+    body.linears.pack()  # as the engine of xwin sample does
     batch = (
         _given(body, rules, job["rows"], job["lengths"]) if job["lengths"] else module.Batch(body, rules, job["rows"])
     )

@@ -10,6 +10,7 @@ import itertools
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -87,7 +88,11 @@ class Journal:
         if not self.path.exists() and mine.exists() and not force:
             mine.replace(self.path)
         if not self.path.exists():
-            self.path.write_bytes(msgspec.json.encode({"journal": mark}) + b"\n")
+            try:
+                self.path.write_bytes(msgspec.json.encode({"journal": mark}) + b"\n")
+            except OSError as e:
+                self.path.unlink(missing_ok=True)
+                raise XwinError(f"{self.path}: cannot write: {e.strerror}") from e
         self._file = self.path.open("r+b")
         self._recover()
         if self.offsets:
@@ -191,7 +196,8 @@ class Journal:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
             if self._file is not None:
-                self._file.close()
+                with suppress(OSError):  # a full disk refuses again what it has refused
+                    self._file.close()
                 if not self.offsets:
                     self.path.unlink(missing_ok=True)
             return

@@ -61,6 +61,25 @@ def test_greedy_is_generate_token_for_token(family):
         assert [d.index for d in found[ask.key]] == list(range(ask.n))
 
 
+@pytest.mark.parametrize("family", [*families.FAMILIES, *families.SLOW, "tied"])
+def test_a_model_of_the_engine_s_own_is_packed_and_says_the_same(family):
+    special = {"tie_word_embeddings": True} if family == "tied" else {}
+    family = "llama" if special else family
+    other, loaded = families.loaded(family, **special), families.loaded(family, **special)
+    held = sum(p.nbytes for p in loaded.model.parameters())
+    engine = Native(loaded, rows=5, own=True)
+    packed = [j for j in engine.body.linears.joints if j.packed is not None]
+    if family not in families.SLOW and torch.backends.mkldnn.is_available():
+        assert packed and sum(p.nbytes for p in loaded.model.parameters()) < held
+        assert loaded.model.get_input_embeddings().weight.numel(), "others read the embedding"
+    sampling, wishes = Sampling(temperature=0.0, max_tokens=14), asks()
+    for _ in range(2):  # a second call finds it as the first left it
+        found = answers(engine, wishes, sampling)
+        for ask in wishes:
+            wanted = generated(other, other.template.prompt_ids(ask.messages), 14)
+            assert [d.ids for d in found[ask.key]] == [wanted] * ask.n
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt_oss"])
 @pytest.mark.parametrize("penalty", [1.3, 0.7])
 def test_the_repetition_penalty_is_generates(family, penalty):

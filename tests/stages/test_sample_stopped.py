@@ -51,7 +51,7 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing_finished(xwin, tmp_path, 
     env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(cut, cwd=tmp_path, capture_output=True, text=True, preexec_fn=full, env=env)
     assert done.returncode == 1, done.stderr
-    assert done.stderr.startswith("error: ") and "cannot write: File too large" in done.stderr
+    assert "cannot write: File too large" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "cut.jsonl").exists() and not list(Path(tmp_path).glob(".*.tmp"))
     again = xwin("sample", *options, "--out", "cut.jsonl")
     assert (tmp_path / "cut.jsonl").read_bytes() == whole

@@ -89,4 +89,4 @@ def find(
     from xwincli import models
     from xwincli.engines.native import Native
 
-    return Native(models.load_policy(model, models.place(device)), rows, tokens)
+    return Native(models.load_policy(model, models.place(device)), rows, tokens, own=True)

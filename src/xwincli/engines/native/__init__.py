@@ -21,18 +21,19 @@ __all__ = ["Drawn", "Native"]
 class Native:
     """Sampling with the model's own modules and our attention.
 
-    Between two answers the model is as it was before, and may be trained on.
+    Between two answers the model is as it was before, and may be trained on (unless it is our ``own``).
 
     Args:
         loaded: the policy. Its weights are read where they are, as they are when a call to ``draw`` begins.
         rows: responses decoded together.
         tokens: see ``Batch``.
+        own: nobody else uses the model, so that its weights may be kept in a form of ours.
 
     Attributes:
         obstacle: why this model goes the slow way, transformers' own ``generate``; "" if it does not.
     """
 
-    def __init__(self, loaded: Loaded, rows: int = 128, tokens: int = 0) -> None:
+    def __init__(self, loaded: Loaded, rows: int = 128, tokens: int = 0, *, own: bool = False) -> None:
         self.loaded, self.rows, self.tokens = loaded, rows, tokens
         self.body = Body(loaded.model, loaded.place.dtype)
         config = loaded.model.config.get_text_config()
@@ -40,6 +41,8 @@ class Native:
         self.obstacle = obstacle(self.body)
         if self.obstacle:
             warn(f"{loaded.name}: {self.obstacle}; sampling through transformers' generate, which is slower")
+        elif own:
+            self.body.linears.pack()
 
     def facts(self) -> dict[str, str]:
         """See ``Engine``."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+ROWS = 128  # for how many rows a packed weight is laid out; others cost no more
 
 
 class Joint:
@@ -22,6 +23,7 @@ class Joint:
     def __init__(self, layers: list[nn.Linear], dtype: torch.dtype) -> None:
         self.layers, self.dtype = layers, dtype
         self.sizes = [layer.out_features for layer in layers]
+        self.packed: Tensor | None = None
         self.input: Tensor | None = None
         self.parts: dict[int, Tensor] = {}
         self._join()
@@ -40,6 +42,8 @@ class Joint:
 
     def refresh(self) -> None:
         """Join again if the weights are copied here, or were moved (a cast, an offload, a sharding wrapper)."""
+        if self.packed is not None:
+            return
         if self.layers[0].weight.dtype == self.dtype:
             starts = torch.tensor([0, *self.sizes[:-1]]).cumsum(0).tolist()
             pairs = [(layer.weight, self.weight[a:]) for layer, a in zip(self.layers, starts, strict=True)]
@@ -49,12 +53,32 @@ class Joint:
                 return
         self._join()
 
+    def pack(self, keep: set[int]) -> None:
+        """Hold the weight in oneDNN's own layout, in which a product needs no reordering, and let the original go.
+
+        Args:
+            keep: ids of parameters that others read as well (a tied embedding).
+        """
+        if self.weight.device.type != "cpu":
+            return
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, ROWS)
+        self.weight = self.weight.new_empty(0)
+        for layer in self.layers:
+            if id(layer.weight) not in keep:
+                layer.weight.data = layer.weight.data.new_empty(0)
+
+    def _product(self, x: Tensor) -> Tensor:
+        if self.packed is None:
+            return nn.functional.linear(x, self.weight, self.bias)
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        return out
+
     def forward(self, i: int) -> Callable[[Tensor], Tensor]:
         """The forward of the ``i``-th layer: (…, in) -> (…, out_i) in the input's precision."""
 
         def part(x: Tensor) -> Tensor:
             if self.input is not x or i not in self.parts:
-                out = nn.functional.linear(x.to(self.dtype), self.weight, self.bias).to(x.dtype)
+                out = self._product(x.to(self.dtype)).to(x.dtype)
                 if len(self.sizes) == 1:
                     return out
                 self.input, self.parts = x, dict(enumerate(out.split(self.sizes, dim=-1)))
@@ -75,6 +99,7 @@ class Linears:
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        self.model, self.dtype = model, dtype
         self.joints: list[Joint] = []
         taken: set[int] = set()
         for module in model.modules():
@@ -86,6 +111,23 @@ class Linears:
         for module in model.modules():
             if type(module) is nn.Linear and id(module) not in taken and module.weight.dtype != dtype:
                 self.joints.append(Joint([module], dtype))
+
+    def pack(self) -> None:
+        """Where it is faster (float32 on a CPU), hold every weight packed in place of the model's own.
+
+        From here on the model serves for nothing but this, and its weights cannot change.
+        """
+        if self.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
+            return
+        others = (m for m in self.model.modules() if type(m) is not nn.Linear)
+        keep = {id(p) for m in others for p in m.parameters(recurse=False)}
+        taken = {id(layer) for joint in self.joints for layer in joint.layers}
+        for joint in self.joints:
+            joint.pack(keep)
+        for module in self.model.modules():  # one after the other: a copy of one layer at a time
+            if type(module) is nn.Linear and id(module) not in taken and module.weight.dtype == self.dtype:
+                self.joints.append(Joint([module], self.dtype))
+                self.joints[-1].pack(keep)
 
     def refresh(self) -> None:
         """See the weights as they are now."""
