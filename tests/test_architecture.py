@@ -26,6 +26,7 @@ GROUND = {
     "strict",
     "manifest",
     "journal",
+    "index",
     "shards",
     "formats",
     "contamination",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -20,6 +21,7 @@ import msgspec
 from xwincli import jsonl, manifest
 from xwincli.console import say, stdout, warn
 from xwincli.errors import FAILED_ROWS, XwinError
+from xwincli.index import Index
 from xwincli.records import Record, content_id, encode
 from xwincli.shards import WHOLE, Shard
 
@@ -60,11 +62,10 @@ class Journal:
         self.metrics: dict[str, Any] = {}
         self.machine: dict[str, Any] = {}
         self.rows = 0
-        self.order: list[str] = []
-        self.offsets: dict[str, int] = {}
+        self.index = Index()
         self.failed: dict[str, dict[str, Any]] = {}
         self._held: dict[str, list[dict[str, Any]]] = {}
-        self._shown = 0
+        self._waiting: deque[str] = deque()
         self._synced = time.monotonic()
         self._file: IO[bytes] | None = None
         if out != "-":
@@ -95,8 +96,13 @@ class Journal:
                 raise XwinError(f"{self.path}: cannot write: {e.strerror}") from e
         self._file = self.path.open("r+b")
         self._recover()
-        if self.offsets:
-            say(f"{self.out}: going on after {len(self.offsets)} finished rows")
+        if self.finished:
+            say(f"{self.out}: going on after {self.finished} finished rows")
+
+    @property
+    def finished(self) -> int:
+        """Rows that this run and earlier ones have finished."""
+        return self.index.finished
 
     def _mark(self) -> str | None:
         with self.path.open("rb") as f:
@@ -116,7 +122,7 @@ class Journal:
                 break
             if not line.endswith(b"\n"):
                 break
-            self.offsets[entry["key"]] = end
+            self.index.finish(entry["key"], end)
             end += len(line)
         self._file.seek(end)
         self._file.truncate()
@@ -125,35 +131,32 @@ class Journal:
         """The rows that earlier runs of this journal finished, for figures over all of them."""
         if self._file is None:
             return
-        end = self._file.tell()
-        for offset in list(self.offsets.values()):
-            self._file.seek(offset)
-            yield from msgspec.json.decode(self._file.readline())["rows"]
-        self._file.seek(end)
+        with self.path.open("rb") as f:
+            f.readline()
+            for line in f:
+                yield from msgspec.json.decode(line)["rows"]
 
     # -- the work
 
     def todo(self, rows: Iterable[R]) -> Iterator[tuple[str, R]]:
         """The shard's rows not yet finished, each with its key (made of content; repeats are numbered)."""
-        return ((key, row) for key, row in self._mine(rows) if key not in self.offsets)
+        return ((key, row) for key, row in self._mine(rows) if key not in self.index)
 
     def blocks(self, rows: Iterable[R]) -> Iterator[list[tuple[str, R]]]:
         """The shard's blocks of consecutive rows in which any is not yet finished, each block whole."""
         mine = self._mine(rows)
         while block := list(itertools.islice(mine, self.shard.block)):
-            if any(key not in self.offsets for key, _ in block):
+            if any(key not in self.index for key, _ in block):
                 yield block
 
     def _mine(self, rows: Iterable[R]) -> Iterator[tuple[str, R]]:
-        seen: dict[str, int] = {}
         for number, row in enumerate(rows):
-            key = content_id(encode(row))
-            seen[key] = seen.get(key, 0) + 1
-            if seen[key] > 1:
-                key = f"{key}#{seen[key]}"
+            mine = self.shard.owns(number)
+            key = self.index.give(content_id(encode(row)), mine)
             self.rows = number + 1
-            if self.shard.owns(number):
-                self.order.append(key)
+            if mine:
+                if self._file is None:
+                    self._waiting.append(key)
                 yield key, row
 
     def add(self, key: str, records: Sequence[Record]) -> None:
@@ -164,7 +167,7 @@ class Journal:
             self._held[key] = rows
             self._show()
             return
-        self.offsets[key] = self._file.tell()
+        at = self._file.tell()
         try:
             self._file.write(msgspec.json.encode({"key": key, "rows": rows}) + b"\n")
             self._file.flush()
@@ -173,6 +176,7 @@ class Journal:
                 self._synced = time.monotonic()
         except OSError as e:
             raise XwinError(f"{self.path}: cannot write: {e.strerror}", "the same command goes on from here") from e
+        self.index.finish(key, at)
 
     def fail(self, key: str, row: Record, error: str) -> None:
         """Note a row that could not be finished; the next run tries it again."""
@@ -182,11 +186,10 @@ class Journal:
             self._show()
 
     def _show(self) -> None:
-        while self._shown < len(self.order) and self.order[self._shown] in self._held:
-            for row in self._held.pop(self.order[self._shown]):
+        while self._waiting and self._waiting[0] in self._held:
+            for row in self._held.pop(self._waiting.popleft()):
                 stdout().write(jsonl.dumps(row) + "\n")
             stdout().flush()
-            self._shown += 1
 
     # -- the end
 
@@ -198,13 +201,13 @@ class Journal:
             if self._file is not None:
                 with suppress(OSError):  # a full disk refuses again what it has refused
                     self._file.close()
-                if not self.offsets:
+                if not self.finished:
                     self.path.unlink(missing_ok=True)
             return
         self._finish()
 
     def _finish(self) -> None:
-        share = len(self.failed) / max(len(self.order), 1)
+        share = len(self.failed) / max(self.index.given, 1)
         if self._file is not None:
             self._write_failed()
             if share <= self.allow_failed:
@@ -214,7 +217,7 @@ class Journal:
                 self.path.unlink(missing_ok=True)
         if self.failed:
             where = f", see {self.failed_path}" if self._file is not None else ""
-            text = f"{len(self.failed)} of {len(self.order)} rows failed{where}"
+            text = f"{len(self.failed)} of {self.index.given} rows failed{where}"
             if share > self.allow_failed:
                 first = next(iter(self.failed.values()))["error"]
                 hint = "the same command tries them again; --allow-failed SHARE accepts the rest"
@@ -231,19 +234,20 @@ class Journal:
     def _rewrite(self) -> None:
         """Entries from the journal, in input order and constant memory, into the artifact."""
         assert self._file is not None
-        rows = 0
+        rows, failed = 0, []
         with jsonl.atomic(Path(self.out)) as f:
-            for key in self.order:
+            for number, (key, at) in enumerate(self.index):
                 if key in self.failed:
+                    failed.append(number)
                     continue
-                self._file.seek(self.offsets[key])
+                assert at is not None, f"row {number} was neither answered nor failed"
+                self._file.seek(at)
                 for row in msgspec.json.decode(self._file.readline())["rows"]:
                     f.write(jsonl.dumps(row) + "\n")
                     rows += 1
         if self.shard.of > 1:
-            failed = [i for i, key in enumerate(self.order) if key in self.failed]
             self.plan |= {"shard": {**asdict(self.shard), "failed": failed}}
-        counts = {"in": len(self.order), "out": rows, "failed": len(self.failed), **self.counts}
+        counts = {"in": self.index.given, "out": rows, "failed": len(failed), **self.counts}
         manifest.write(
             self.out,
             self.plan,

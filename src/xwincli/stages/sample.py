@@ -97,7 +97,7 @@ def run(config: Config) -> None:
         )
         journal.machine = engine.facts()
         facts = _template(engine, plan, config)
-        with progress("sample", shard.count(total) if total else None, "prompts", len(journal.offsets)) as bar:
+        with progress("sample", shard.count(total) if total else None, "prompts", journal.finished) as bar:
             journal.metrics = _draw(journal, prompts, engine, config, facts, bar)
         if not journal.rows:
             raise XwinError(f"{', '.join(config.data)}: no rows")
@@ -115,7 +115,7 @@ def _draw(
     asks = (_asks(portion, open_, config.sampling.n) for portion in portions)
     for key, answer in chain.from_iterable(answers(engine, some, config) for some in asks):
         prompt = open_.pop(key)
-        if key in journal.offsets:  # its block was cut off by a kill and is decoded again as a whole
+        if key in journal.index:  # its block was cut off by a kill and is decoded again as a whole
             continue
         if isinstance(answer, XwinError):
             journal.fail(key, prompt, answer.message)

@@ -129,7 +129,7 @@ def run(config: Config) -> None:
 
     with (
         Journal(config.out, plan, config, allow_failed=config.allow_failed, force=config.force, shard=shard) as journal,
-        progress("score", shard.count(total) if total else None, "groups", len(journal.offsets)) as bar,
+        progress("score", shard.count(total) if total else None, "groups", journal.finished) as bar,
     ):
         journal.machine = machine[0]
         journal.counts["responses"] = 0
