@@ -27,8 +27,10 @@ def machine() -> str:
     """The processor, threads and versions that a figure belongs to."""
     import torch
 
-    names = re.findall(r"model name\s*:\s*(.+)", _read(Path("/proc/cpuinfo")))
-    device = names[0] if names else platform.processor()
+    cpu = _read(Path("/proc/cpuinfo"))
+    device = next(iter(re.findall(r"model name\s*:\s*(.+)", cpu)), platform.processor())
+    for kind in re.findall(r"\b(amx_bf16|avx512_bf16)\b", cpu)[:1]:
+        device += f" ({kind})"
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name()
     kept = " ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))

@@ -7,7 +7,8 @@
 Made models know no end, so every response has a length drawn beforehand (log-normal, mean 200, at most 512), the same
 for every contender; a real model ends as it does. A token counts until its response ends. transformers stands there
 with ``generate`` (``num_return_sequences`` at a time, ``--few`` prompts of the made ones, since it takes long; of a
-real model the best of several batch sizes) and with its continuous batching in the best setting that was found.
+real model the best of several batch sizes), on our allocator settings and as it comes (``generate-default``), and with
+its continuous batching in the best setting that was found.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def measure(case: str, folder: str, job: dict[str, Any], options: argparse.Names
         commands[name] = [str(HERE / "sampler.py"), who, folder, str(file)]
         if who == "llama":
             commands[name] = [str(HERE / "llama.py"), options.gguf, str(file)]
-    found = results.turns(commands, options.repeats, ["generate"] if job["lengths"] else [])
+    found = results.turns(commands, options.repeats, [c for c in commands if "generate" in c and job["lengths"]])
     results.record("Sampling", case, found, dtype=options.dtype)
     results.draw("Sampling", HEAD, lines)
 
@@ -95,7 +96,7 @@ def main() -> None:
     """Run every contender ``--repeats`` times in turn and draw the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="*", default=["S", "M"])
-    parser.add_argument("--contenders", nargs="*", default=["xwin", "batching", "generate"])
+    parser.add_argument("--contenders", nargs="*", default=["xwin", "batching", "generate", "generate-default"])
     parser.add_argument("--policy", default="", help="a model folder instead of the made ones")
     parser.add_argument("--gguf", default="", help="the same model's file for the contenders 'llama SLOTS'")
     parser.add_argument("--prompts", type=int, default=2)

@@ -13,6 +13,7 @@ import resource
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -123,19 +124,31 @@ def by_batching(loaded: Any, prompts: list[list[int]], job: dict[str, Any]) -> t
                 flying -= 1
 
 
+def default(folder: str, dtype: str) -> Any:
+    """The model as transformers loads it, on the allocator as it comes; ``models.place`` sets it for the others too."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype), AutoTokenizer.from_pretrained(folder)
+    template = SimpleNamespace(stop_ids={tokenizer.eos_token_id})
+    return SimpleNamespace(model=model.eval(), tokenizer=tokenizer, template=template)
+
+
 def main() -> None:
     """Run and print."""
     from xwincli import models, settings
 
     who, folder, job = sys.argv[1], sys.argv[2], json.loads(Path(sys.argv[3]).read_text())
     out, sys.stdout = sys.stdout, sys.stderr
-    loaded = models.load_policy(folder, models.place(settings.Device(device="cpu", dtype=job["dtype"])))
-    if who != "xwin" and job["dtype"] == "bfloat16":
-        loaded.model.to(torch.bfloat16)
+    if who == "generate-default":
+        loaded = default(folder, job["dtype"])
+    else:
+        loaded = models.load_policy(folder, models.place(settings.Device(device="cpu", dtype=job["dtype"])))
+        if who != "xwin":
+            loaded.model.to(getattr(torch, job["dtype"]))
     prompts = job["prompts"]
-    if "few" in job and who == "generate":
+    if "few" in job and "generate" in who:
         prompts, job["lengths"] = prompts[: job["few"]], job["lengths"][: job["few"]]
-    way = {"xwin": by_xwin, "generate": by_generate, "batching": by_batching}[who]
+    way = {"xwin": by_xwin, "batching": by_batching}.get(who, by_generate)
     with torch.inference_mode():
         tokens, seconds = way(loaded, prompts, job)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

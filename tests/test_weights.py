@@ -226,6 +226,7 @@ def test_a_reward_model_s_adapter_keeps_its_head(policy, tmp_path, quantize):
     models.save(loaded, tmp_path / "adapter", keep_adapter=True)
     arguments = weights.nf4(PLACE, reward=True) if quantize == "nf4" else {"dtype": torch.float32}
     again = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "adapter", num_labels=1, **arguments)
+    weights.settle(again)  # where a processor has bfloat16 units, bitsandbytes packs anew and fails below 64 columns
     with torch.no_grad():
         torch.testing.assert_close(again.eval()(ids).logits, expected, rtol=1e-4, atol=1e-4)
     models.save(loaded, tmp_path / "whole")

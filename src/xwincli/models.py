@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
 import sys
@@ -17,7 +16,7 @@ from typing import Any
 
 import torch
 
-from xwincli import settings, weights
+from xwincli import memory, settings, weights
 from xwincli.chat import Template
 from xwincli.console import say, warn
 from xwincli.errors import XwinError
@@ -74,24 +73,9 @@ def place(config: settings.Device) -> Place:
     if name == "auto":
         name = "bfloat16" if _bfloat16_pays(where.type) else "float32"
     if where.type == "cpu":
-        _keep_memory()
+        memory.keep()
     say(f"computing on {device} in {name}" + (" (chosen)" if "auto" in (config.device, config.dtype) else ""))
     return Place(where, getattr(torch, name))
-
-
-@cache
-def _keep_memory() -> None:
-    """Let glibc keep freed memory: returning large tensors' pages to the kernel costs a third of the time."""
-    if sys.platform != "linux":
-        return
-    trim_threshold, top_pad, mmap_max = -1, -2, -4  # glibc's malloc.h
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):  # another C library
-        return
-    mallopt(mmap_max, 0)
-    mallopt(trim_threshold, 1 << 30)
-    mallopt(top_pad, 256 << 20)
 
 
 @cache
@@ -225,7 +209,9 @@ def assemble(model: Any, tokenizer: Any, place: Place, name: str) -> Loaded:
     """A model on its device with its tokenizer, template and stop tokens."""
     eos = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     stops = eos if isinstance(eos, list) else [] if eos is None else [eos]
-    if model.device.type != "meta":
+    if model.device.type == place.device.type == "cpu":
+        memory.leave_files(model)
+    elif model.device.type != "meta":
         model.to(place.device)
     return Loaded(model.eval(), tokenizer, Template(tokenizer, stops), place, name)
 

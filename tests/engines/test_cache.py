@@ -50,3 +50,5 @@ def test_a_store_keeps_what_it_holds_when_it_grows_and_moves():
     store.move(1, 4, 2)
     assert keys[4, 0, :3, 0].tolist() == [7, 7, 0] and values[4, 0, :3, 0].tolist() == [8, 8, 0]
     assert store.layer(0, like, like)[0] is keys
+    store.move(4, 4, 0)
+    assert keys.isfinite().all()

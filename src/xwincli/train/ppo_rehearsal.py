@@ -24,7 +24,8 @@ class Drawing:
 
     Attributes:
         copies: of the linear layers in the precision of their products, where that is not the weights' own.
-        cache: keys and values of prompts and responses when the last token is drawn.
+        cache: keys and values of prompts and responses when the last token is drawn, buffers whole (``native.pages``
+            holds less).
         alive: the most at once, ``cache`` included: logits, a step's tensors.
         prefill: operations a token of a prompt.
         token: operations a token of a response, of medium length.
@@ -82,7 +83,7 @@ def _drawn(
                 own.reserve(live, age)
                 if age in telling:
                     steps.append(_step(body, shared, own, layout, np.full(live, age), sampling.temperature, alive))
-    cells = [b for store in (shared, own) for pair in store.layers.values() for b in pair]
+    cells = [b.cells for store in (shared, own) for pair in store.layers.values() for b in pair]
     copied = [j.weight for j in joints if j.weight.dtype != j.layers[0].weight.dtype]
     del logits
     return _size(copied), _size(cells), alive.peak, prefilled / sum(held), (steps[0] + steps[-1]) / 2 / live

@@ -15,6 +15,7 @@ from xwincli.engines.native import attention
 from xwincli.engines.native.cache import Layout, Store
 from xwincli.engines.native.draw import Choice, draw, streams
 from xwincli.engines.native.fuse import Linears
+from xwincli.engines.native.pages import LAZY
 
 PREFILL = 4096  # prompt tokens in one forward
 
@@ -238,7 +239,10 @@ class Batch:
         """One token for every live row."""
         r = slice(0, self.live)
         ages = self.age[r].copy()
-        self.own.reserve(self.live, int(ages.max()))
+        if LAZY and self.body.device.type == "cpu":
+            self.own.reserve(self.rows, int(self.limit[r].max()))
+        else:
+            self.own.reserve(self.live, int(ages.max()))
         if self.layout is None:
             lengths = np.asarray([len(p.request.ids) for p in self.prompts])
             self.layout = Layout(self.prompt_of[r].copy(), lengths, self.body.device)
@@ -286,9 +290,9 @@ class Batch:
     def _drop(self, row: int) -> None:
         self.live, self.layout = self.live - 1, None
         last = self.live
+        self.own.move(last, row, int(self.age[last]) - 1)
         if row == last:
             return
-        self.own.move(last, row, int(self.age[last]) - 1)
         for column in (
             self.tokens, self.prompt_of, self.start, self.age, self.limit, self.index, self.stream, self.logprob,
         ):  # fmt: skip
@@ -299,8 +303,8 @@ class Batch:
     def _forget(self, slot: int) -> None:
         """Free a prompt's slot; the last prompt takes its place."""
         last = len(self.prompts) - 1
+        self.shared.move(last, slot, len(self.prompts[last].request.ids))
         if slot != last:
-            self.shared.move(last, slot, len(self.prompts[last].request.ids))
             self.prompts[slot] = self.prompts[last]
             self.prompt_of[: self.live][self.prompt_of[: self.live] == last] = slot
         self.prompts.pop()

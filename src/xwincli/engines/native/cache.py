@@ -9,6 +9,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from xwincli.engines.native.pages import Pages
+
 Ints = npt.NDArray[np.int64]
 
 OVERHEAD = 2048  # wasted cells that cost as much as one more product
@@ -23,7 +25,7 @@ class Store:
 
     def __init__(self) -> None:
         self.slots = self.length = 0
-        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+        self.layers: dict[int, tuple[Pages, Pages]] = {}
 
     def reserve(self, slots: int, length: int) -> None:
         """Make room for ``slots`` sequences of up to ``length`` tokens."""
@@ -35,25 +37,24 @@ class Store:
     def layer(self, index: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """A layer's buffers; ``key`` and ``value`` (1, kv heads, T, dim) show the shape they must have."""
         old = self.layers.get(index)
-        if old is not None and old[0].shape[0] >= self.slots and old[0].shape[2] >= self.length:
-            return old
-        new = []
-        for i, like in enumerate((key, value)):
+        if old is None or old[0].cells.shape[0] < self.slots or old[0].cells.shape[2] < self.length:
             # zeros, not empty: a masked position still takes part with weight 0, and 0 times NaN is NaN
-            buffer = like.new_zeros(self.slots, like.shape[1], self.length, like.shape[3])
-            if old is not None:
-                s, _, t, _ = old[i].shape
-                buffer[:s, :, :t] = old[i]
-            new.append(buffer)
-        self.layers[index] = (new[0], new[1])
-        return self.layers[index]
+            new = [Pages((self.slots, like.shape[1], self.length, like.shape[3]), like) for like in (key, value)]
+            for i, pages in enumerate(old or ()):
+                s, _, t, _ = pages.cells.shape
+                new[i].cells[:s, :, :t] = pages.cells
+            self.layers[index] = (new[0], new[1])
+        keys, values = self.layers[index]
+        return keys.cells, values.cells
 
     @torch.inference_mode()
     def move(self, source: int, target: int, length: int) -> None:
-        """Copy the first ``length`` positions of one slot over another."""
-        for buffers in self.layers.values():
-            for b in buffers:
-                b[target, :, :length] = b[source, :, :length]
+        """Bring the first ``length`` positions of a slot to another; the first is free then."""
+        for pages in (p for pair in self.layers.values() for p in pair):
+            if source != target:
+                pages.forget(target)
+                pages.cells[target, :, :length] = pages.cells[source, :, :length]
+            pages.forget(source)
 
 
 def tiles(counts: Sequence[int], lengths: Sequence[int]) -> list[tuple[int, int, int, int]]:
