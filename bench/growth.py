@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -24,18 +23,24 @@ import world
 HEAD = "| | prompts | seconds | peak MB | of the first: time | memory |"
 
 
+# a process between, since a child counts what its parent holds when it forks
+ALONE = """
+import resource, subprocess, sys
+done = subprocess.run(sys.argv[1:], stderr=subprocess.PIPE)
+sys.stderr.buffer.write(done.stderr)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)
+sys.exit(done.returncode)
+"""
+
+
 def xwin(*options: object) -> dict[str, Any]:
     """One run of ``xwin sample`` as a record: seconds and peak memory of its process."""
     begun = time.perf_counter()
     command = [sys.executable, "-m", "xwincli", "sample", "--force", *map(str, options)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    said = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(said)
-    return {"tokens": 1, "seconds": time.perf_counter() - begun, "peak": usage.ru_maxrss / 1024}
+    done = subprocess.run([sys.executable, "-c", ALONE, *command], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return {"tokens": 1, "seconds": time.perf_counter() - begun, "peak": float(done.stdout)}
 
 
 def lines(row: dict[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import sys
 from functools import cache
 from pathlib import Path
@@ -27,7 +28,12 @@ def _libc() -> Any:
 
 @cache
 def keep() -> None:
-    """Let glibc keep freed memory: returning large tensors' pages to the kernel costs a third of the time."""
+    """Let glibc keep freed memory: returning large tensors' pages to the kernel costs a third of the time.
+
+    And let oneDNN keep few kernels: it makes one for every shape of a bfloat16 product, megabytes each. Call this
+    before the first product.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
     trim_threshold, top_pad, mmap_max = -1, -2, -4  # glibc's malloc.h
     if (libc := _libc()) is not None:
         libc.mallopt(mmap_max, 0)

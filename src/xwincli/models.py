@@ -69,11 +69,11 @@ def place(config: settings.Device) -> Place:
     elif device.startswith("cuda") and not torch.cuda.is_available():
         raise XwinError(f"--device {device}: torch {torch.__version__} sees no CUDA device here")
     where = torch.device(device)
+    if where.type == "cpu":
+        memory.keep()
     name = config.dtype
     if name == "auto":
         name = "bfloat16" if _bfloat16_pays(where.type) else "float32"
-    if where.type == "cpu":
-        memory.keep()
     say(f"computing on {device} in {name}" + (" (chosen)" if "auto" in (config.device, config.dtype) else ""))
     return Place(where, getattr(torch, name))
 

@@ -139,7 +139,9 @@ class Decode:
 
     def __init__(self, shared: Store, own: Store, layout: Layout, ages: Ints) -> None:
         self.shared, self.own, self.layout, self.ages = shared, own, layout, ages
-        self.blocks = [(a, b, n) for a, b, _, n in tiles([1] * len(ages), ages.tolist())]
+        # in steps of 32 positions: oneDNN makes and keeps a kernel for every shape it meets
+        whole = [(a, b, -(-n // 32) * 32) for a, b, _, n in tiles([1] * len(ages), ages.tolist())]
+        self.blocks = [(a, b, min(n, own.length)) for a, b, n in whole]
         self._made: dict[Any, Tensor] = {}
 
     def _once(self, key: Any, make: Callable[..., Tensor], *arguments: Any) -> Tensor:
