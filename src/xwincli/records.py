@@ -82,12 +82,17 @@ class Group(Asked, kw_only=True):
 
 
 class Game(msgspec.Struct, kw_only=True):
-    """One comparison in one order. ``preference`` is the chance that b is better: 0 a, .5 tie, 1 b."""
+    """One comparison in one order. ``preference`` is the chance that b is better: 0 a, .5 tie, 1 b.
+
+    ``raw`` is a language model's reply, ``tokens`` what its prompt and its reply took, ``usd`` their price.
+    """
 
     first: str
     preference: float
     raw: str | None = None
     reason: str | None = None
+    tokens: tuple[int, int] | None = None
+    usd: float | None = None
 
 
 class Judgement(Asked, kw_only=True):

@@ -152,7 +152,7 @@ def test_rate_adds_a_score_and_keeps_everything_else(xwin, tmp_path):
     [
         (["--pairs", "0"], 2, "--pairs is '0'"),
         (["--pairs", "some"], 2, "--pairs is 'some'"),
-        (["--judge", "gpt"], 2, "judges are: reward, rules"),
+        (["--judge", "gpt"], 2, "judges are: alpaca-eval-2, arena-hard"),
         (["--judge", "reward"], 2, "needs --rm"),
         (["--rm", "x"], 2, "--judge reward"),
         (["--rate", "gold", "--against", "g.jsonl"], 2, "leave one out"),

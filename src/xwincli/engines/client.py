@@ -146,7 +146,7 @@ class Client:
     def _given_up(self, chat: Chat, fields: frozenset[str], refusal: Refusal, first: Refusal) -> str:
         """The field to leave out after a refusal."""
         doubted = fields - self.proven
-        for name in (*ORDER, *chat.options):
+        for name in (*ORDER, *chat.wishes, *chat.options):
             if refusal.names(name):
                 if name in doubted:
                     return name
@@ -154,7 +154,7 @@ class Client:
                     flag = chat.flags[name]
                     hint = f"leave {flag} out, or ask a server that takes it"
                     raise Stop(f"{self.server.base_url} refuses {flag} ({name}): {refusal}", hint)
-        if unnamed := [name for name in ORDER if name in doubted and name != "max_tokens"]:
+        if unnamed := [name for name in (*chat.wishes, *ORDER) if name in doubted and name != "max_tokens"]:
             return unnamed[0]
         raise XwinError(f"the server refuses the request: {first}")
 

@@ -14,7 +14,12 @@ from xwincli.records import Message
 
 WIRE = ("role", "content", "name", "tool_calls", "tool_call_id")  # what a message may hold; some servers refuse more
 ORDER = ("n", "logprobs", "seed", "max_tokens")  # in which fields are doubted where a refusal names none
-LOSS = {"seed": "another run gives other texts", "logprobs": "responses have no logprob"}
+LOSS = {
+    "seed": "another run gives other texts",
+    "logprobs": "responses have no logprob",
+    "top_logprobs": "a verdict is one token, not a chance",
+    "response_format": "replies are read as they come",
+}
 
 
 class Chat(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,6 +31,7 @@ class Chat(msgspec.Struct, frozen=True, kw_only=True):
         max_tokens: new tokens per choice at most.
         seed: sent where the server takes it.
         logprobs: likewise: the log-probability of each token.
+        wishes: other fields that are sent where the server takes them.
         options: the body's other fields; a server that refuses one of them ends the run.
         flags: field -> the command's flag, for the sentence that says so.
     """
@@ -35,6 +41,7 @@ class Chat(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int = 512
     seed: int | None = None
     logprobs: bool = False
+    wishes: dict[str, Any] = {}
     options: dict[str, Any] = {}
     flags: dict[str, str] = {}
 
@@ -47,10 +54,18 @@ class Text(msgspec.Struct):
     reasoning: str | None = None
 
 
+class Alternative(msgspec.Struct):
+    """A token that might have stood there, and its log-probability, nats."""
+
+    token: str
+    logprob: float
+
+
 class Token(msgspec.Struct):
-    """A generated token's log-probability, nats."""
+    """A generated token's log-probability, nats, and the likeliest tokens in its place where they were asked for."""
 
     logprob: float | None = None
+    top_logprobs: list[Alternative] | None = None
 
 
 class Logprobs(msgspec.Struct):
@@ -97,7 +112,7 @@ class Models(msgspec.Struct):
 def optional(chat: Chat) -> frozenset[str]:
     """The fields that may be left out, or called otherwise (``max_tokens``: ``max_completion_tokens``)."""
     wanted = {"n": chat.n > 1, "logprobs": chat.logprobs, "seed": chat.seed is not None, "max_tokens": True}
-    return frozenset(name for name, is_wanted in wanted.items() if is_wanted)
+    return frozenset([*(name for name, is_wanted in wanted.items() if is_wanted), *chat.wishes])
 
 
 def body(model: str, chat: Chat, fields: frozenset[str]) -> dict[str, Any]:
@@ -111,7 +126,7 @@ def body(model: str, chat: Chat, fields: frozenset[str]) -> dict[str, Any]:
         made["logprobs"] = True
     if "seed" in fields:
         made["seed"] = chat.seed
-    return made
+    return made | {name: value for name, value in chat.wishes.items() if name in fields}
 
 
 def names(text: str, field: str) -> bool:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations, islice
+from itertools import chain, combinations, islice
 from typing import Any
 
+from xwincli.errors import XwinError
 from xwincli.judges import Item, Judge, Verdict
 from xwincli.records import Game, Group, Judgement, Response, content_id
 
@@ -51,6 +52,8 @@ class Match:
             a_finish=one.finish,
             b_finish=two.finish,
             checks=self.row.checks,
+            references=None if self.row.reference is None else [self.row.reference],
+            contexts=self.row.contexts,
         )
 
     def judgement(self, verdicts: Sequence[Verdict], judge: str) -> Judgement:
@@ -60,7 +63,7 @@ class Match:
         of_b: list[float] = []
         for first, v in zip(self.orders, verdicts, strict=True):
             for_b = v.preference if first == "a" else 1 - v.preference
-            games.append(Game(first=first, preference=for_b, raw=v.raw, reason=v.reason))
+            games.append(Game(first=first, preference=for_b, raw=v.raw, reason=v.reason, tokens=v.tokens, usd=v.usd))
             one, two = (of_a, of_b) if first == "a" else (of_b, of_a)
             one += [] if v.rating_a is None else [v.rating_a]
             two += [] if v.rating_b is None else [v.rating_b]
@@ -163,8 +166,18 @@ def _orders(a: Side, b: Side, orders: str, rng: random.Random) -> tuple[str, ...
     return ("a", "b") if orders == "both" else (first,)
 
 
-def compare(judge: Judge, rows: Sequence[list[Match]]) -> list[list[Judgement]]:
-    """Judgements of several prompts' matches, all asked in one call."""
+def compare(judge: Judge, rows: Sequence[list[Match]]) -> list[list[Judgement] | XwinError]:
+    """Judgements of several prompts' matches, all asked in one call; an error for a prompt that lacks a verdict."""
     items = [item for matches in rows for match in matches for item in match.items()]
     verdicts = iter(list(judge.verdicts(items)) if items else [])
-    return [[m.judgement(list(islice(verdicts, len(m.orders))), judge.name) for m in ms] for ms in rows]
+    return [_judgements(judge, matches, verdicts) for matches in rows]
+
+
+def _judgements(
+    judge: Judge, matches: list[Match], verdicts: Iterator[Verdict | XwinError]
+) -> list[Judgement] | XwinError:
+    said = [list(islice(verdicts, len(m.orders))) for m in matches]
+    for v in chain.from_iterable(said):
+        if isinstance(v, XwinError):
+            return v
+    return [m.judgement(v, judge.name) for m, v in zip(matches, said, strict=True)]  # type: ignore[arg-type]

@@ -49,6 +49,10 @@ class Reward:
             for (text, ended), value in zip(texts[key], values, strict=True)
         }
 
+    def receipt(self) -> dict[str, float]:
+        """See ``Judge``: it asks nobody."""
+        return {}
+
     def verdicts(self, items: Sequence[Item]) -> Iterator[Verdict]:
         """Compare by reward; ratings are the raw rewards."""
         sides = [

@@ -63,8 +63,8 @@ _DECLINES = re.compile(
 )
 _STUTTER = re.compile(r"\b(\w+)(?:\W+\1\b){2}")
 _QUOTED = re.compile(r"[\"“]([^\"”]+)[\"”]")
-_DANGLING = re.compile(r"(?:[,:;(\-–]|\b(?:a|an|the|and|or|of|to|with|for|in|is|are|because|that))\s*$", re.IGNORECASE)
-_SCRIPTS = tuple(
+DANGLING = re.compile(r"(?:[,:;(\-–]|\b(?:a|an|the|and|or|of|to|with|for|in|is|are|because|that))\s*$", re.IGNORECASE)
+SCRIPTS = tuple(
     re.compile(f"[{span}]") for span in ("A-Za-zÀ-ɏ", "Ͱ-Ͽ", "Ѐ-ӿ", "֐-׿", "؀-ۿ", "ऀ-ॿ", "฀-๿", "぀-ヿ㐀-鿿", "가-힣")
 )
 
@@ -145,7 +145,7 @@ def _mixes_scripts(text: str, prompt: str) -> bool:
     """Letters of a second script that the prompt does not have either."""
     if text.isascii():
         return False
-    found = [s for s in _SCRIPTS if s.search(text)]
+    found = [s for s in SCRIPTS if s.search(text)]
     return len(found) > 1 and any(not s.search(prompt) for s in found)
 
 
@@ -170,12 +170,12 @@ def _assess(asked_text: str, last: str, text: str, finish: str | None, checks_js
         return Assessment(LOW, f"rated 1: the answer {said}")
     asked = _read_prompt(asked_text, last)
     topic = _topic(text, tokens, asked, checks)
-    ended = finish == "stop" or (finish is None and not _DANGLING.search(text))
+    ended = finish == "stop" or (finish is None and not DANGLING.search(text))
     faults = {
         "is off topic": topic == 0,
         "is too short": len(tokens) < 4 or any(c["kind"] == "min_words" for c in missed),
         "repeats itself": _repeats(text.lower(), tokens),
-        "is cut off": (finish == "length" and not closed(text)) or _DANGLING.search(text) is not None,
+        "is cut off": (finish == "length" and not closed(text)) or DANGLING.search(text) is not None,
         "is a list of words, no sentence": _word_list(text, tokens, asked, checks),
         "declines": _DECLINES.search(text) is not None,
         "echoes the prompt": _echoes(tokens, asked),
@@ -240,6 +240,10 @@ class Rules:
             return 0.0
         u = (int(content_id(self.seed, *observed), 16) + 0.5) / 16**16
         return self.noise * NormalDist().inv_cdf(min(max(u, 1e-15), 1 - 1e-15))
+
+    def receipt(self) -> dict[str, float]:
+        """See ``Judge``: it asks nobody."""
+        return {}
 
     def verdicts(self, items: Sequence[Item]) -> Iterator[Verdict]:
         """Compare by the two ratings as this judge reads them; equal readings are a tie."""

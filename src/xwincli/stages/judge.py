@@ -9,6 +9,15 @@ Answers that are equal cost no call and are a tie.
 
 `--rate NAME` compares nothing: every response is rated by itself and the groups come out with the rating in
 `scores[NAME]`.
+
+A language model judges through a server, or in this process:
+
+    xwin judge --data groups.jsonl --judge pairwise --judge-base-url http://127.0.0.1:8000/v1 --judge-model NAME
+
+`--judge` then is one of the folders that come with us (pairwise, alpaca-eval-2, mt-bench-single, mt-bench-pair,
+arena-hard, rubric, faithfulness) or one of your own. Replies are kept in a cache that runs share, so no call whose
+answer came is made twice; `--estimate` prices a run before its first call, `--max-usd` stops it, `--batch-export` and
+`--batch-import` go through the Batch API.
 """
 
 from __future__ import annotations
@@ -17,19 +26,21 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
+from pathlib import Path
 from typing import TypeVar
 
 from xwincli import formats, judges, manifest, settings, sources
-from xwincli.console import Progress, progress, say
+from xwincli.console import Progress, progress, say, stdout, table
 from xwincli.errors import USAGE, XwinError
 from xwincli.journal import Journal
-from xwincli.judges import Answer, Judge
-from xwincli.judges.matches import Tally, compare, draw
+from xwincli.judges import Answer, Item, Judge, Rated
+from xwincli.judges.matches import Match, Tally, compare, draw
 from xwincli.records import Group, Judgement, Record, content_id, decode
 from xwincli.settings import flag, group
 
 T = TypeVar("T")
-Work = Callable[[list[Group]], Sequence[Sequence[Record]]]  # the records of each of several groups
+# several groups -> the records of each, or why it has none
+Work = Callable[[list[Group]], Sequence[Sequence[Record] | XwinError]]
 WINDOW = 32  # groups judged at once; a judge that is a model batches them
 LISTED = 5  # missing prompts named one by one
 
@@ -46,6 +57,8 @@ class Config:
     pairs: str = flag("1", "random pairs per prompt, or all")
     orders: str = flag("both", "both orders, or one whose first is drawn by chance", choices=("both", "one"))
     rate: str = flag("", "rate single responses into scores[NAME] instead of comparing")
+    estimate: bool = flag(False, "print what the calls would cost, and stop: nothing is asked", execution=True)
+    batch_export: str = flag("", "write the calls as requests of a batch to this file, and stop", execution=True)
     seed: int = flag(0, "of the pairs drawn and of the judge's noise; each prompt has its own stream")
     limit: int = flag(0, "use only the first rows; 0 uses all", low=0)
     allow_failed: float = flag(0.0, "share of groups that may fail", low=0.0, high=1.0)
@@ -95,20 +108,56 @@ def _opening(row: Group) -> str:
     return repr(text if len(text) <= 40 else text[:39] + "…")
 
 
-def rate(judge: Judge, rows: Sequence[Group], name: str) -> list[list[Group]]:
+def _before(judge: Judge, rows: Iterable[Group], drawn: Callable[[Group], list[Match]], config: Config) -> None:
+    """Instead of judging: what it would cost, or the calls as a batch."""
+    from xwincli.judges.llm import Llm
+    from xwincli.judges.llm.money import counter
+
+    if not isinstance(judge, Llm):
+        raise XwinError(f"the judge {judge.name} asks nobody: there is nothing to pay or to export", "", USAGE)
+    items: list[Item | Answer] = []
+    for row in rows:
+        items += [a for _, a in _answers(row)] if config.rate else [i for match in drawn(row) for i in match.items()]
+    if config.batch_export:
+        judge.export(items, config.batch_export)
+        return
+    header = ["model", "calls", "prompt tokens", "reply tokens at most", "USD at most", "by batch"]
+    prices, counted = judge.budget.prices, counter(config.options.judge_tokenizer)[1]
+    stdout().write(f"{table(header, judge.estimate(items))}\n")
+    stdout().write(f"prices of {prices.date} ({prices.path}); prompt tokens {counted}\n")
+
+
+def _answers(row: Group) -> Iterator[tuple[tuple[str, str, str | None], Answer]]:
+    """A group's different responses as a judge rates them."""
+    for r in {(r.text, r.finish): r for r in row.responses}.values():
+        yield (
+            (row.id, r.text, r.finish),
+            Answer(
+                id=content_id(row.prompt_id, r.text),
+                prompt=row.prompt,
+                text=r.text,
+                finish=r.finish,
+                checks=row.checks,
+                references=None if row.reference is None else [row.reference],
+                contexts=row.contexts,
+            ),
+        )
+
+
+def rate(judge: Judge, rows: Sequence[Group], name: str) -> list[list[Group] | XwinError]:
     """The same groups with each response's rating in ``scores[name]``; equal responses are rated once."""
-    distinct: dict[tuple[str, str, str | None], Answer] = {}
-    for row in rows:
-        for r in row.responses:
-            key = (row.id, r.text, r.finish)
-            id_ = content_id(row.prompt_id, r.text)
-            distinct[key] = Answer(id=id_, prompt=row.prompt, text=r.text, finish=r.finish, checks=row.checks)
+    distinct = dict(chain.from_iterable(map(_answers, rows)))
     rated = dict(zip(distinct, judge.ratings(list(distinct.values())), strict=True))
-    for row in rows:
-        for r in row.responses:
-            r.scores[name] = rated[(row.id, r.text, r.finish)].rating
-        row.scorers = {**(row.scorers or {}), name: judge.scorer}
-    return [[row] for row in rows]
+    return [_noted(row, [rated[(row.id, r.text, r.finish)] for r in row.responses], name, judge.scorer) for row in rows]
+
+
+def _noted(row: Group, ratings: Sequence[Rated | XwinError], name: str, scorer: str) -> list[Group] | XwinError:
+    for r, rating in zip(row.responses, ratings, strict=True):
+        if isinstance(rating, XwinError):
+            return rating
+        r.scores[name] = rating.rating
+    row.scorers = {**(row.scorers or {}), name: scorer}
+    return [row]
 
 
 def settle(window: Sequence[tuple[str, Group]], work: Work, journal: Journal) -> list[Record]:
@@ -118,12 +167,15 @@ def settle(window: Sequence[tuple[str, Group]], work: Work, journal: Journal) ->
     except XwinError as e:
         if len(window) > 1:
             return [r for one in window for r in settle([one], work, journal)]
-        key, row = window[0]
-        journal.fail(key, row, f"prompt {row.prompt_id}: {e.message}")
-        return []
-    for (key, _), records in zip(window, made, strict=True):
-        journal.add(key, records)
-    return [r for records in made for r in records]
+        made = [e]
+    kept: list[Record] = []
+    for (key, row), records in zip(window, made, strict=True):
+        if isinstance(records, XwinError):
+            journal.fail(key, row, f"prompt {row.prompt_id}: {records.message}")
+        else:
+            journal.add(key, records)
+            kept += records
+    return kept
 
 
 def _windows(rows: Iterator[T], size: int) -> Iterator[list[T]]:
@@ -144,8 +196,8 @@ def _check(config: Config) -> None:
 
 def _plan(config: Config) -> manifest.Manifest:
     other = sources.expand(config.against)
-    rm = [config.options.rm] if config.options.rm else []
-    plan = manifest.plan("judge", config, [*sources.expand(config.data), *other, *rm])
+    named = [config.options.rm, config.options.judge if Path(config.options.judge).is_dir() else ""]
+    plan = manifest.plan("judge", config, [*sources.expand(config.data), *other, *filter(None, named)])
     plan["config"]["against"] = len(other)  # which side an input is on, not where it lies
     return plan
 
@@ -183,7 +235,7 @@ def run(config: Config) -> None:
         rows, total = iter(both), len(both)
     wanted = None if config.pairs == "all" else int(config.pairs)
 
-    def work(groups: list[Group]) -> Sequence[Sequence[Record]]:
+    def work(groups: list[Group]) -> Sequence[Sequence[Record] | XwinError]:
         if config.thinking.split_thinking:
             from xwincli.chat import set_thinking_aside
 
@@ -191,21 +243,27 @@ def run(config: Config) -> None:
                 set_thinking_aside(row.responses)
         if config.rate:
             return rate(judge, groups, config.rate)
-        drawn = [draw(g, theirs.get(g.prompt_id), wanted, config.orders, config.seed) for g in groups]
-        return compare(judge, drawn)
+        return compare(judge, [drawn(g) for g in groups])
 
+    def drawn(row: Group) -> list[Match]:
+        return draw(row, theirs.get(row.prompt_id), wanted, config.orders, config.seed)
+
+    if config.estimate or config.batch_export:
+        _before(judge, rows, drawn, config)
+        return
     with (
         Journal(config.out, plan, config, allow_failed=config.allow_failed, force=config.force) as journal,
         progress("judge", total, "prompts") as bar,
     ):
-        _judge(rows, work, journal, bar, config)
+        _judge(rows, work, journal, bar, config, getattr(judge, "window", WINDOW))
+        journal.metrics.update(judge.receipt())
 
 
-def _judge(rows: Iterator[Group], work: Work, journal: Journal, bar: Progress, config: Config) -> None:
+def _judge(rows: Iterator[Group], work: Work, journal: Journal, bar: Progress, config: Config, size: int) -> None:
     """Window by window, with the figures kept along the way (those of an interrupted run included)."""
     tally, ratings = Tally(), list[float]()
     done: Iterable[Record] = (decode(row, Group if config.rate else Judgement) for row in journal.recovered())
-    for record in chain(done, _settled(rows, work, journal, bar)):
+    for record in chain(done, _settled(rows, work, journal, bar, size)):
         if isinstance(record, Judgement):
             tally.add(record)
             bar.note = f"{tally.count} pairs"
@@ -223,7 +281,7 @@ def _judge(rows: Iterator[Group], work: Work, journal: Journal, bar: Progress, c
     say(f"judge: {tally.count} pairs: {shares}")
 
 
-def _settled(rows: Iterator[Group], work: Work, journal: Journal, bar: Progress) -> Iterator[Record]:
-    for window in _windows(journal.todo(rows), WINDOW):
+def _settled(rows: Iterator[Group], work: Work, journal: Journal, bar: Progress, size: int) -> Iterator[Record]:
+    for window in _windows(journal.todo(rows), size):
         yield from settle(window, work, journal)
         bar.advance(len(window))
