@@ -12,7 +12,7 @@ XWIN := $(VENV)/bin/xwin
 READY := $(VENV)/.ready
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup demo all test smoke lint types cases docs bench gpu-check clean FORCE
+.PHONY: help setup demo all test smoke lint types cases docs bench judge-demo gpu-check clean FORCE
 
 help: ## this list
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -104,6 +104,9 @@ $(GGUF): | $(READY)
 
 $(RUN)/smollm2/xwin.json: $(GGUF)
 	$(XWIN) convert --model $< --out $(@D)
+
+judge-demo: $(GGUF) $(RUN)/smollm2/xwin.json ## a real 135M model judges real answers through llama.cpp's server; its audit
+	PATH="$(abspath $(VENV))/bin:$$PATH" sh examples/judge/demo.sh $(GGUF) $(RUN)/smollm2 $(RUN)/judge
 
 SAMPLE := $(XWIN) sample $(DRAW) --seed $(SEED)
 

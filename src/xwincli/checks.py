@@ -29,11 +29,16 @@ def words(text: str) -> list[str]:
     return WORD.findall(text)
 
 
+def split_sentences(text: str) -> list[str]:
+    """The sentences of a text with their end marks; a rest without an end mark is one, a piece without a word none."""
+    ends = [m.end() for m in _END.finditer(text)]
+    pieces = [text[a:b].strip() for a, b in zip([0, *ends], [*ends, len(text)], strict=True)]
+    return [piece for piece in pieces if WORD.search(piece)]
+
+
 def sentences(text: str) -> int:
     """How many sentences a text has; a rest without an end mark counts as one."""
-    text = text.strip()
-    pieces = _END.split(text)
-    return sum(1 for piece in pieces if WORD.search(piece))
+    return len(split_sentences(text))
 
 
 def closed(text: str) -> bool:

@@ -294,8 +294,9 @@ def test_closing_the_generator_calls_everything_off():
         begun = time.monotonic()
         running.close()
         assert time.monotonic() - begun < 2
+        time.sleep(0.5)  # what was on its way arrives
         count = len(server.requests)
-        time.sleep(0.2)
+        time.sleep(0.3)
         assert len(server.requests) == count
     assert "requests" not in {t.name for t in threading.enumerate()}
 

@@ -88,6 +88,7 @@ def test_five_labels(text, wanted):
         ("[[100]]", None),
         ("[[0]]", None),
         ("[[٨]]", None),
+        ("[[07]]", None),
         ("[8]", None),
         ("[[-3]]", None),
         ("[[99999999999999999]]", None),

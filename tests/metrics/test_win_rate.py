@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from xwincli.metrics.win_rate import length_controlled, logistic, win_rate
+from xwincli.metrics.win_rate import head_to_head, length_controlled, logistic, standard_error, win_rate
 
 CASES = os.environ.get("XWIN_CASES", "")
 
@@ -23,6 +23,17 @@ def test_win_rate_by_hand() -> None:
     assert e.low < e.value < e.high
     assert win_rate([[0.5], [0.5]]).excludes(50) == 0
     assert win_rate([[1]] * 20).excludes(50) == 1 and win_rate([[0]] * 20).excludes(50) == -1
+
+
+def test_head_to_head_by_hand() -> None:
+    h = head_to_head([1, 0.5, 0.2, 0.9])
+    assert h.win_rate == pytest.approx(65) and h.discrete_win_rate == pytest.approx(62.5)
+    assert (h.n_wins, h.n_wins_base, h.n_draws, h.n_total) == (2, 1, 1, 4)
+    assert h.standard_error == pytest.approx(100 * ((0.35**2 + 0.15**2 + 0.45**2 + 0.25**2) / 3 / 4) ** 0.5)
+    assert math.isnan(standard_error([0.5]))
+    for bad in ([], [1.5], [math.nan]):
+        with pytest.raises(ValueError, match=r"within 0\.\.1"):
+            head_to_head(bad)
 
 
 def test_the_fit_equals_scikit_learn() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,47 +10,20 @@ from typing import Any
 import pytest
 
 import fakerun
-from xwincli import jsonl
+from by_number import ByNumber, entry
+from xwincli import jsonl, judges
 from xwincli.errors import XwinError
-from xwincli.judges import Answer, Item, Rated, Verdict
-from xwincli.protocols import compare
-from xwincli.records import Group, Judgement, Response, decode
+from xwincli.protocols import compare, league, problems
+from xwincli.records import Group, Judgement, decode
 from xwincli.stages.eval_compare import Config, model_names, run
-
-
-class ByNumber:
-    """The answer is its own grade; ``first_bonus`` is added to whatever is shown first."""
-
-    name = "by-number"
-
-    def __init__(self, first_bonus: float = 0) -> None:
-        self.first_bonus = first_bonus
-
-    def verdicts(self, items: Sequence[Item]) -> Iterator[Verdict]:
-        for i in items:
-            a, b = float(i.a) + self.first_bonus, float(i.b)
-            yield Verdict(preference=0.5 if a == b else float(b > a), reason=f"{a} {b}")
-
-    def ratings(self, answers: Sequence[Answer]) -> Iterator[Rated]:
-        for a in answers:
-            yield Rated(rating=float(a.text))
-
-
-def entry(name: str, rows: dict[str, list[float]], finish: str = "stop") -> compare.Entry:
-    groups = []
-    for p, numbers in rows.items():
-        responses = [Response(text=f"{x:g}", index=i, finish=finish, tokens=3) for i, x in enumerate(numbers)]
-        ask = [{"role": "user", "content": f"a number {p}"}]
-        groups.append(Group(id=p + name, prompt_id=p, prompt=ask, responses=responses))
-    return compare.entry(name, f"{name}.jsonl", groups)
 
 
 def compared(base: compare.Entry, other: compare.Entry, judge: Any) -> tuple[dict[str, Any], list[Judgement]]:
     prompts, _ = compare.join([base, other], common=False)
     n = compare.trim([base, other], prompts)
     for e in (base, other):
-        list(compare.rate(judge, e, prompts))
-    played = list(compare.play(judge, base, other, prompts))
+        list(compare.rate(judge, e, prompts, {}))
+    played = list(compare.play(judge, base, other, prompts, {}))
     count = compare.Count(n, rounds=200, scale=(1, 10))
     facts = compare.standing(other, prompts, count)
     return {**facts, **compare.against(base, other, prompts, played, count)}, played
@@ -120,7 +92,7 @@ def test_trim_compares_as_many_as_every_model_has() -> None:
 
 def test_join_is_strict_and_lists_what_is_missing() -> None:
     a, b = entry("a", {"p": [1], "q": [1], "r": [1]}), entry("b", {"r": [1], "p": [2]})
-    with pytest.raises(XwinError, match=r"b\.jsonl: 1 of 3 prompts are missing: q") as e:
+    with pytest.raises(XwinError, match=r"b\.jsonl: 1 of 3 prompts are missing: q \('a number q'\)") as e:
         compare.join([a, b], common=False)
     assert "--common" in e.value.hint
     assert compare.join([a, b], common=True) == (["p", "r"], {"b": ["q"]})
@@ -147,7 +119,97 @@ def test_names() -> None:
             model_names(files, names)
 
 
+def test_tests_by_hand() -> None:
+    rows = {f"p{i}": [5.0] for i in range(6)}
+    better = {f"p{i}": [x] for i, x in enumerate([6, 6, 6, 6, 4, 5])}
+    m, _ = compared(entry("base", rows), entry("other", better), ByNumber())
+    for name, spread in (("win_rate", 50.0), ("gain", 1.0)):  # a won prompt is +50 points, or one more in rating
+        t = m["tests"][name]
+        assert (t["sign_test"]["up"], t["sign_test"]["equal"], t["sign_test"]["down"]) == (4, 1, 1)
+        assert t["sign_test"]["p"] == 12 / 32 and t["p"] == 12 / 32
+        sd = spread * ((4 * 0.5**2 + 0.5**2 + 1.5**2) / 5) ** 0.5
+        assert t["detectable"] == pytest.approx((1.959964 + 0.841621) * sd / 6**0.5, rel=1e-5)
+
+
+def test_categories_by_hand() -> None:
+    base, other = (entry(n, {"p": [5], "q": [5], "r": [5]}) for n in ("base", "other"))
+    other.groups["p"].responses[0].text = "9"
+    base.groups["p"].category = base.groups["r"].category = "maths"
+    m, _ = compared(base, other, ByNumber())
+    (found,) = m["categories"].values()
+    assert list(m["categories"]) == ["maths"] and found["prompts"] == 2
+    assert (found["win_rate"]["value"], found["mean"]["value"], found["gain"]["value"]) == (75, 7, 2)
+
+
+def test_problems_by_hand() -> None:
+    base, other = (
+        entry("base", {"p": [1, 2], "q": [3, 3], "r": [9, 1]}),
+        entry("other", {"p": [2, 1], "q": [3, 3], "r": [1.5, 9]}),
+    )
+    base.groups["p"].checks = [{"kind": "starts_with", "value": "2"}]
+    base.groups["q"].checks = [{"kind": "starts_with", "value": "2"}]
+    _, played = compared(base, other, ByNumber(first_bonus=1.5))
+    found = problems.find(base, ["p", "q", "r"], played)
+    assert found["all_fail"] == ["q"] and found["all_equal"] == ["q"]
+    assert found["most_spread"] == [{"prompt_id": "r", "std": 5.6569}, {"prompt_id": "p", "std": 0.7071}]
+    assert found["judge_disagrees"] == [{"prompt_id": "p", "flips": 2, "of": 2}]
+
+
+def test_the_league_by_hand() -> None:
+    entries = [entry(n, {"p": [x], "q": [y]}) for n, x, y in (("a", 1, 5), ("b", 2, 3), ("c", 3, 1))]
+    games = [
+        j for i, k in ((0, 1), (0, 2), (1, 2)) for j in compare.play(ByNumber(), entries[i], entries[k], ["p", "q"], {})
+    ]
+    table = league.league(games, ["a", "b", "c"], 100, 0)
+    half = [None, 0.5, 0.5]
+    assert table["matrix"] == [half, [0.5, None, 0.5], [0.5, 0.5, None]]
+    assert [(p["a"], p["b"], p["win_rate"]["value"]) for p in table["pairs"]] == [
+        ("a", "b", 50),
+        ("a", "c", 50),
+        ("b", "c", 50),
+    ]
+    assert [s["elo"]["value"] for s in table["strengths"]] == pytest.approx([1000] * 3)
+    one_sided = [j for j in games if j.prompt_id == "p"]
+    best = league.league(one_sided, ["a", "b", "c"], 100, 0)["strengths"]
+    assert {s["name"]: s["elo"]["value"] for s in best} == {"c": None, "b": None, "a": 1000}  # never lost: no bound
+
+
 # -- through the command line
+
+
+def test_all_pairs_and_categories_through_the_command_line(xwin: Any, tmp_path: Path) -> None:
+    for name in ("base", "rs", "dpo"):
+        groups = fakerun.groups(name, prompts=8, n=2)
+        for i, g in enumerate(groups):
+            g.category = "tea" if i % 2 else "rain"
+        jsonl.write(str(tmp_path / f"{name}.jsonl"), groups)
+    done = xwin("eval", "compare", "base.jsonl", "rs.jsonl", "dpo.jsonl", "--all-pairs", "--out", "e", "--rounds", 100)
+    facts = json.loads((tmp_path / "e/eval.json").read_text())
+    assert [(p["a"], p["b"]) for p in facts["all_pairs"]["pairs"]] == [("base", "rs"), ("base", "dpo"), ("rs", "dpo")]
+    assert len((tmp_path / "e/judgements.jsonl").read_text().splitlines()) == 3 * 16
+    assert "Bradley-Terry" in done.stderr and "rs: tea" in done.stderr and "sign test" in done.stderr
+    assert {m["name"]: set(m["problems"]) for m in facts["models"]}["rs"] == {
+        "all_fail", "all_equal", "most_spread", "judge_disagrees",
+    }  # fmt: skip
+    matrix = facts["all_pairs"]["matrix"]
+    assert matrix[0][1] + matrix[1][0] == pytest.approx(1)
+    assert matrix[1][0] * 100 == pytest.approx(facts["models"][1]["win_rate"]["value"])
+
+
+def test_two_system_prompts_on_one_model(xwin: Any, tmp_path: Path) -> None:
+    for name in ("terse", "kind"):
+        groups = fakerun.groups("base" if name == "terse" else "rs", prompts=6, n=2)
+        for g in groups:
+            g.prompt = [{"role": "system", "content": f"Be {name}."}, *g.prompt]
+            g.prompt_id = name + g.prompt_id  # as another prompt has another id
+        jsonl.write(str(tmp_path / f"{name}.jsonl"), groups)
+    done = xwin("eval", "compare", "terse.jsonl", "kind.jsonl", "--out", "e", "--rounds", 100, code=1)
+    assert "6 of 12 prompts are missing" in done.stderr
+    xwin("eval", "compare", "terse.jsonl", "kind.jsonl", "--ignore-system", "--out", "e", "--rounds", 100)
+    facts = json.loads((tmp_path / "e/eval.json").read_text())
+    assert facts["prompts"] == 6
+    shown = json.loads((tmp_path / "e/judgements.jsonl").read_text().splitlines()[0])["prompt"]
+    assert [m["role"] for m in shown] == ["user"]
 
 
 @pytest.fixture
@@ -236,7 +298,8 @@ def test_a_reward_model_can_judge_but_is_no_proxy_then(files: Path, monkeypatch:
     )
     (files / "rm").mkdir()
     data = [str(files / f"{n}.jsonl") for n in ("base", "rs")]
-    run(Config(files=data, out=str(files / "e"), judge="reward", rm=str(files / "rm"), rounds=100))
+    options = judges.Options(judge="reward", rm=str(files / "rm"))
+    run(Config(files=data, out=str(files / "e"), options=options, rounds=100))
     facts = json.loads((files / "e/eval.json").read_text())
     rs = facts["models"][1]
     assert named == [str(files / "rm")] and facts["judge"] == "reward:rm" and facts["scale"] is None

@@ -199,3 +199,22 @@ def test_a_prompt_beyond_the_context_fails_alone_and_is_told(xwin, tmp_path, pol
 def test_nothing_to_do_and_no_model_are_user_errors(xwin, tmp_path):
     assert "no rows" in xwin("sample", "--engine", "echo", stdin="", code=1).stderr
     assert "--model is required" in xwin("sample", stdin=json.dumps(prompts(1)[0]), code=1).stderr
+
+
+def test_a_system_message_for_every_prompt(xwin, tmp_path):
+    own = [{"role": "system", "content": "old"}, {"role": "user", "content": "question 1"}]
+    data = write(tmp_path / "p.jsonl", [*prompts(1), {"prompt": own}])
+    for name, text in (("a.txt", "Be brief.\n"), ("b.txt", "Be kind.")):
+        (tmp_path / name).write_text(text)
+    options = ["--engine", "echo", "--data", data, "--out", "g.jsonl"]
+    xwin("sample", *options, "--system", "a.txt")
+    rows = read(tmp_path / "g.jsonl")
+    assert [m["content"] for m in rows[0]["prompt"]] == ["Be brief.", "write 0 sentences about rain ."]
+    assert [m["content"] for m in rows[1]["prompt"]] == ["Be brief.", "question 1"]
+    assert len({r["prompt_id"] for r in rows}) == 2
+    assert "up to date" in xwin("sample", *options, "--system", "a.txt").stderr
+    xwin("sample", *options, "--system", "b.txt")
+    assert read(tmp_path / "g.jsonl")[0]["prompt"][0]["content"] == "Be kind."
+    assert "cannot read it" in xwin("sample", *options, "--system", "no.txt", code=2).stderr
+    (tmp_path / "a.txt").write_text(" \n")
+    assert "is empty" in xwin("sample", *options, "--system", "a.txt", code=2).stderr

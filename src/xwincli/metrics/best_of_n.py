@@ -70,6 +70,31 @@ def worst_of_n(gold: npt.ArrayLike, n: int) -> float:
     return best_of_n(-g, g, n)
 
 
+def pass_at_k(passed: npt.ArrayLike, k: int) -> float:
+    """Chance that at least one of k of the N samples passes, without bias: 1 − C(N−c, k) / C(N, k), c of N pass.
+
+    Source: Chen et al. 2021, arXiv 2107.03374, equation 1. It is the best of k of scores 1 and 0.
+
+    Args:
+        passed: whether each sample passes, shape (N,).
+        k: how many samples are drawn.
+
+    Raises:
+        ValueError: as for ``best_of_n``.
+    """
+    return best_of_n(passed, passed, k)
+
+
+def pass_hat_k(passed: npt.ArrayLike, k: int) -> float:
+    """Chance that all k of the N samples pass (pass^k), without bias: C(c, k) / C(N, k), c of N pass.
+
+    Source: Yao et al. 2024 (tau-bench), arXiv 2406.12045, section 4. It is the worst of k of scores 1 and 0.
+
+    Args, Raises: as for ``pass_at_k``.
+    """
+    return worst_of_n(passed, k)
+
+
 def kl_bound(n: int) -> float:
     """log n − (n−1)/n nats: an upper bound of KL(best-of-n ‖ base), not its value (arXiv 2401.01879).
 

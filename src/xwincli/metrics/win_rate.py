@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,43 @@ def win_rate(verdicts: Sequence[Sequence[float]], *, rounds: int = ROUNDS, seed:
     """
     e = bootstrap.mean([float(np.mean(v)) for v in verdicts], rounds=rounds, seed=seed)
     return Estimate(100 * e.value, 100 * e.low, 100 * e.high)
+
+
+def standard_error(values: npt.ArrayLike) -> float:
+    """Of the mean of ``values``, shape (rows,), with N − 1 below; NaN for fewer than two."""
+    column = np.asarray(values, dtype=np.float64)
+    return float(column.std(ddof=1) / np.sqrt(column.size)) if column.size > 1 else float("nan")
+
+
+@dataclass(frozen=True)
+class HeadToHead:
+    """A model against a baseline in AlpacaEval's figures; rates and the error are percents."""
+
+    win_rate: float
+    standard_error: float
+    discrete_win_rate: float
+    n_wins: int
+    n_wins_base: int
+    n_draws: int
+    n_total: int
+
+
+def head_to_head(chances: npt.ArrayLike) -> HeadToHead:
+    """AlpacaEval's win rate 100·mean p with its standard error, and the same with each p rounded to a winner.
+
+    Args:
+        chances: p, the chance that the model's answer is better, shape (rows,); exactly .5 is a draw.
+
+    Raises:
+        ValueError: there are no rows, or one is outside 0..1.
+    """
+    p = np.asarray(chances, dtype=np.float64)
+    if not p.size or not ((p >= 0) & (p <= 1)).all():
+        raise ValueError("a head-to-head needs chances within 0..1, one row at least")
+    wins, losses = int((p > 0.5).sum()), int((p < 0.5).sum())
+    draws = p.size - wins - losses
+    discrete = 100 * (wins + draws / 2) / p.size
+    return HeadToHead(100 * float(p.mean()), 100 * standard_error(p), discrete, wins, losses, draws, p.size)
 
 
 def _sigmoid(x: Floats) -> Floats:
@@ -86,7 +124,9 @@ def length_controlled(
     100·sigmoid(theta), the regression at d = 0 (Dubois et al. 2024, arXiv 2404.04475, without the
     instruction-difficulty term, which needs many models). std has N − 1 below and is not centred out of d.
     The fit carries a weak ridge; the interval resamples whole prompts and fits again. Where one side is
-    nearly always the longer, d = 0 is an extrapolation: the interval widens, believe it.
+    nearly always the longer, d = 0 is an extrapolation: the interval widens, believe it. On simulated verdicts
+    (``bench/lc_coverage.py``) the 95 % interval held the truth in 93 to 96 % of evaluations of 805 prompts and in
+    94 % of 80, but in 90 % of 80 where the truth is a win rate of 10 %.
 
     Args:
         verdicts: for each prompt its comparisons: 1 won, .5 tied, 0 lost; any value between will do.

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -39,6 +40,7 @@ class Config:
 
     data: list[str] = flag(["-"], "prompts: files, globs, hf:NAME, or - for standard input; repeatable")
     out: str = flag("-", "file of groups to write, or - for standard output")
+    system: str = flag("", "file whose text is every prompt's system message, in place of its own")
     model: str = flag("", "policy: folder, hub name, adapter or .gguf; with --engine openai the server's name for it")
     engine: str = flag("native", "what answers", choices=("native", "vllm", "openai", "echo"))
     server: settings.Server = group(settings.Server)
@@ -79,7 +81,10 @@ def run(config: Config) -> None:
     shard = shards.Shard.parse(config.scale.shard, block)
     if shards.done(config.out, plan, shard, config.force) or launch.fan_out("sample", config):
         return
-    prompts = formats.read(config.data, Prompt, limit=config.limit)
+    prompts: Iterator[Prompt] = formats.read(config.data, Prompt, limit=config.limit)
+    if config.system:
+        text = _system(config.system)
+        prompts = (_under(text, prompt) for prompt in prompts)
     total = formats.count(config.data, Prompt, limit=config.limit)
     with Journal(
         config.out, plan, config, allow_failed=config.allow_failed, force=config.force, shard=shard
@@ -102,6 +107,24 @@ def run(config: Config) -> None:
         if not journal.rows:
             raise XwinError(f"{', '.join(config.data)}: no rows")
     shards.settle(config.out, plan, shard)
+
+
+def _system(path: str) -> str:
+    """The text of ``--system``."""
+    try:
+        text = Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as e:
+        raise XwinError(f"--system {path}: cannot read it: {e}", "a file of plain text", USAGE) from None
+    if not text:
+        raise XwinError(f"--system {path}: is empty", "leave --system out", USAGE)
+    return text
+
+
+def _under(text: str, prompt: Prompt) -> Prompt:
+    """A prompt under another system message: another prompt, with an id of its own."""
+    rest = [m for m in prompt.prompt if m["role"] != "system"]
+    messages = [{"role": "system", "content": text}, *rest]
+    return msgspec.structs.replace(prompt, id=prompt_id(messages), prompt=messages)
 
 
 def _draw(
@@ -130,7 +153,9 @@ def _draw(
 def _plan(config: Config) -> manifest.Manifest:
     """What decides the result; a server's model is a name there, no file, and found out where it has only one."""
     if config.engine != "openai":
-        plan = manifest.plan("sample", config, [*config.data, *([config.model] if config.model else [])])
+        files = [*config.data, *filter(None, (config.model, config.system))]
+        plan = manifest.plan("sample", config, files)
+        plan["config"]["system"] = bool(config.system)  # where the file lies does not matter
         if config.deterministic:
             plan["config"] |= {"rows": config.rows, "max_batch_tokens": config.max_batch_tokens}
         return plan
@@ -138,8 +163,8 @@ def _plan(config: Config) -> manifest.Manifest:
         from xwincli.engines.openai import served
 
         config.model = served(config.server)
-    plan = manifest.plan("sample", config, config.data)
-    plan["config"]["model"] = config.model
+    plan = manifest.plan("sample", config, [*config.data, *filter(None, (config.system,))])
+    plan["config"] |= {"model": config.model, "system": bool(config.system)}
     return plan
 
 

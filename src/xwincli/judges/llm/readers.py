@@ -147,7 +147,7 @@ def five(said: Said, settings: Settings) -> Verdict:
 
 def rating(said: Said, settings: Settings) -> Rated:
     """``[[n]]``, a number on the scale (MT-Bench's form)."""
-    found = {float(x) for x in re.findall(r"\[\[\s*(\d{1,4}(?:\.\d{1,4})?)\s*\]\]", said.text, re.ASCII)}
+    found = {float(x) for x in re.findall(r"\[\[\s*((?:0|[1-9]\d{0,3})(?:\.\d{1,4})?)\s*\]\]", said.text, re.ASCII)}
     if len(found) != 1:
         raise Unreadable("no rating in [[ ]]" if not found else "several ratings in [[ ]]")
     return Rated(rating=_number(found.pop(), "the rating", settings.scale), raw=said.text)
