@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import socket
 import subprocess
@@ -155,3 +156,25 @@ def test_transformers_serve_refuses_what_it_does_not_know(transformers_serve):
     url, model = transformers_serve
     with pytest.raises(XwinError, match="refuses --top-k"):
         sample(url, model, [ask("why ?", 1)], Sampling(max_tokens=4, top_k=3))
+
+
+def test_a_real_model_judges_held_to_a_schema_and_by_its_log_probabilities(llama, tmp_path):
+    from xwincli.judges import Item, Options, find
+    from xwincli.judges.llm.cache import Cache
+
+    item = Item(id="i", prompt=ask("Name a colour.", 1).messages, a="Blue.", b="Why should I?")
+    cache = tmp_path / "replies.sqlite"
+    for name in ("pairwise", "alpaca-eval-2"):
+        options = Options(
+            judge=name, judge_base_url=llama, judge_model=["m"], judge_cache=str(cache), judge_timeout=60, asks_again=0
+        )
+        judge = find(name, options)
+        list(judge.verdicts([item]))  # so small a model may contradict itself: what came back is looked at
+        said = Cache(cache).get(judge._question(item, "m", 0, 0).key(llama))
+        if name == "pairwise":
+            found = json.loads(said.text)
+            assert set(found) == {"reason", "rating_a", "rating_b", "preference"}
+            assert found["preference"] in ("A", "B", "tie") and 1 <= found["rating_a"] <= 10
+        else:
+            assert len(said.first) == 5 and all(logprob <= 0 for _, logprob in said.first)
+        assert said.prompt_tokens > 100 and said.reply_tokens >= 1

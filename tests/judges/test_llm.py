@@ -22,6 +22,7 @@ from faulty import Faulty
 from xwincli.errors import XwinError
 from xwincli.judges import Answer, Item, Options, find
 from xwincli.judges.llm import kinds
+from xwincli.settings import Device
 
 KEY = "sk-judge-secret"
 
@@ -388,3 +389,17 @@ def test_an_estimate_before_any_call_and_a_batch_instead_of_calls(tmp_path):
     assert len((tmp_path / "j.jsonl").read_text().splitlines()) == 10
     (tmp_path / "more.jsonl").write_text('{"id": 3}\n')
     assert "more.jsonl:1: not a batch's result" in run("--batch-import", "more.jsonl", "--force", code=1).stderr
+
+
+def test_a_model_in_this_process_is_asked_too(tmp_path, policy, capsys):
+    options = Options(judge="pairwise", judge_engine="native", judge_model=[str(policy)], judge_tokens=12, asks_again=1)
+    judge_ = find("pairwise", options, device=Device(device="cpu", dtype="float32"))
+    (said,) = judge_.verdicts([item("red", "violet")])
+    assert isinstance(said, XwinError) and "holds no verdict" in said.message  # it knows thirty words
+    assert judge_.receipt()["unreadable"] == 1
+    with pytest.raises(XwinError, match="needs --judge-model"):
+        find("pairwise", Options(judge="pairwise", judge_engine="native"))
+    with pytest.raises(XwinError, match="needs --judge-base-url"):
+        find("pairwise", Options(judge="pairwise"))
+    with pytest.raises(XwinError, match="--judge-model means nothing"):
+        find("rules", Options(judge_model=["m"]))

@@ -144,8 +144,8 @@ def _read(config: Config) -> tuple[list[Entry], list[str], dict[str, list[str]]]
     from xwincli.protocols import compare
 
     named = zip(model_names(config.files, config.names), config.files, strict=True)
-    plain = not config.ignore_system
-    entries = [compare.entry(n, f, formats.read([f], Group), ignore_system=not plain) for n, f in named]
+    apart = config.ignore_system
+    entries = [compare.entry(n, f, formats.read([f], Group), ignore_system=apart) for n, f in named]
     prompts, missing = compare.join(entries, config.common)
     for name, ids in missing.items():
         warn(f"{name}: {len(ids)} prompts are missing there and left out: {', '.join(ids[:5])}")
