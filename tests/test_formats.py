@@ -226,6 +226,12 @@ def test_open_instruct_samples_and_scored_completions(load):
     assert (record.responses[0].text, record.responses[0].scores) == ("b", {"score": -1.0})
 
 
+def test_candidates_one_a_row_share_an_id_and_its_prompt(load, refuse):
+    one, two = ({"id": "c", "prompt": "q", "completion": c, "score": 1} for c in "ab")
+    assert [r.id for r in load(one, two)] == ["c", "c"]
+    assert "x.jsonl:2: field prompt: another row of id 'c' has another" in refuse(one, {**two, "prompt": "other"})
+
+
 def test_arena_hard_questions_and_answers(load):
     (prompt,) = load({"uid": "u", "category": "c", "prompt": "q"})
     assert (prompt.id, prompt.category, prompt.prompt) == ("u", "c", [user("q")])

@@ -45,6 +45,7 @@ class Rows:
         self.format: Format | None = None if as_format == "auto" else by_name(as_format)
         self.kind: type[Record] | None = None
         self.where, self.count = "", 0
+        self._prompts: dict[str, Any] = {}  # by id, where rows share them
 
     def __iter__(self) -> Iterator[Record]:
         for where, row in jsonl.read(self.source, self.problems):
@@ -71,6 +72,11 @@ class Rows:
                 raise XwinError(f"{self.where}: field {key}: is missing", hint)
         columns = self.format.to[kind](row, self.where)
         record = decode(columns, kind, self.where)
+        if self.format.shares_ids and columns.get("id"):
+            asked = self._prompts.setdefault(record.id, columns["prompt"])
+            if asked != columns["prompt"]:
+                hint = "rows of one id are candidates for one prompt"
+                raise XwinError(f"{self.where}: field prompt: another row of id {record.id!r} has another", hint)
         if self.wanted is None or kind is self.wanted:
             return record
         return as_kind(record, self.wanted, self.where, named=bool(columns.get("id")))

@@ -132,7 +132,7 @@ FORMATS = (
     ),
     Format("completions", ("prompt", "completions"), {Group: _completions}),
     Format("responses", ("prompt", "responses"), {Group: _given_responses}, ours=True),
-    Format("scored completions", ("prompt", "completion", "score"), {Group: _scored_completion}),
+    Format("scored completions", ("prompt", "completion", "score"), {Group: _scored_completion}, shares_ids=True),
     Format(
         "alpaca-eval",
         ("instruction", "output", "generator"),

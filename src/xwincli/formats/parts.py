@@ -20,7 +20,8 @@ class Format(NamedTuple):
 
     ``needs`` are the columns that every row has, ``to`` the conversion for each kind it can become, the
     natural one first; ``refusal`` says instead why there is none. ``ours`` marks the layouts that canonical
-    rows have too, which are read without a word.
+    rows have too, which are read without a word; ``shares_ids`` those with one candidate a row, all of a prompt's
+    under one id.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Format(NamedTuple):
     to: Mapping[type[Record], Convert]
     refusal: str = ""
     ours: bool = False
+    shares_ids: bool = False
 
 
 def wrong(where: str, field: str, text: str, hint: str = "") -> XwinError:
