@@ -391,9 +391,13 @@ def test_an_estimate_before_any_call_and_a_batch_instead_of_calls(tmp_path):
     assert "more.jsonl:1: not a batch's result" in run("--batch-import", "more.jsonl", "--force", code=1).stderr
 
 
-def test_a_model_in_this_process_is_asked_too(tmp_path, policy, capsys):
-    options = Options(judge="pairwise", judge_engine="native", judge_model=[str(policy)], judge_tokens=12, asks_again=1)
-    judge_ = find("pairwise", options, device=Device(device="cpu", dtype="float32"))
+def test_a_model_in_this_process_is_asked_too(tmp_path, policy):
+    short = tmp_path / "short"  # a micro model's context is small
+    short.mkdir()
+    (short / "judge.toml").write_text('about = "x"\nreader = "winner"\nmax_tokens = 12\n')
+    (short / "user.txt").write_text("{answer_a} {answer_b}")
+    options = Options(judge=str(short), judge_engine="native", judge_model=[str(policy)], asks_again=1)
+    judge_ = find(str(short), options, device=Device(device="cpu", dtype="float32"))
     (said,) = judge_.verdicts([item("red", "violet")])
     assert isinstance(said, XwinError) and "holds no verdict" in said.message  # it knows thirty words
     assert judge_.receipt()["unreadable"] == 1
