@@ -86,24 +86,31 @@ def turns(
 
 
 def draw(table: str, head: str, lines: Callable[[dict[str, Any]], Iterable[str]]) -> str:
-    """Draw a table of the page from the newest runs of each contender in each of its cases; returns it.
+    """Draw a table of the page from the newest runs of each contender in each of its cases, by machine; returns it.
 
     Args:
         table: its name; the page has it between ``<!-- NAME -->`` and ``<!-- end -->``, or gets it at its end.
         head: the header line, ``| … | … |``.
         lines: a record -> its lines.
     """
-    newest: dict[str, dict[str, Any]] = {}
+    newest: dict[tuple[str, str], dict[str, Any]] = {}
     for text in LOG.read_text().splitlines():
         row = json.loads(text)
         if row["table"] == table:
-            old = newest.get(row["case"], row)
+            key = (row["case"], row["machine"])
+            old = newest.get(key, row)
             both = {k: {**old[k], **row[k]} for k, v in row.items() if isinstance(v, dict)}
-            newest[row["case"]] = {**row, **both}
-    body = [line for row in sorted(newest.values(), key=lambda row: row["machine"]) for line in lines(row)]
-    where = sorted({f"{row['machine']}, {row['date']}" for row in newest.values()})
+            newest[key] = {**row, **both}
+    where: dict[str, list[dict[str, Any]]] = {}
+    for row in newest.values():
+        where.setdefault(row["machine"], []).append(row)
+    body = []
+    for machine, some in where.items():
+        body += [f"| **{machine}** |{' |' * (head.count('|') - 2)}"] if len(where) > 1 else []
+        body += [line for row in some for line in lines(row)]
     rule = "|" + "---|" * (head.count("|") - 1)
-    drawn = "\n".join([*(f"Measured on {w}." for w in where), "", head, rule, *body])
+    dates = [f"Measured on {m}, {max(r['date'] for r in some)}." for m, some in where.items()]
+    drawn = "\n".join([*dates, "", head, rule, *body])
     block = f"<!-- {table} -->\n{drawn}\n<!-- end -->"
     page = PAGE.read_text() if PAGE.exists() else "# Measured\n"
     old = re.compile(rf"<!-- {re.escape(table)} -->.*?<!-- end -->", re.DOTALL)

@@ -103,12 +103,11 @@ def peak() -> float:
 def lines(row: dict[str, Any]) -> list[str]:
     """The lines of one record on the page, one a contender."""
     speed = {c: [r["tokens"] / r["seconds"] for r in runs] for c, runs in row["runs"].items()}
-    ours = row["dtype"] if row["dtype"] != "float32" else ""
     found = []
     for c, runs in row["runs"].items():
         used = statistics.median(r["flops"] / r["seconds"] for r in runs) / 1e9 / row["limit"]
         compared = ["", ""] if c == "xwin" else [results.spread(row["ratios"][c], 2), row["apart"][c]]
-        cells = [row["case"] if c == "xwin" else "", f"{c} {ours}".strip(), str(len(runs)), results.spread(speed[c])]
+        cells = [row["case"] if c == "xwin" else "", c, str(len(runs)), results.spread(speed[c])]
         cells += [compared[0], f"{statistics.median(r['peak'] for r in runs):,.0f}", f"{used:.2f}", compared[1]]
         found.append(f"| {' | '.join(cells)} |")
     return found
@@ -146,7 +145,7 @@ def main() -> None:
             prepare(folder, args.policy, args.pairs, name, args.rows)
             for stage in args.stages:
                 found = take_turns(stage, folder, args)
-                case = f"{stage} {name}{setting}, {args.rows} rows"
+                case = f"{stage} {name}{setting}, {args.rows} rows, {args.dtype}".removesuffix(", float32")
                 losses = {c: runs[0]["losses"] for c, runs in found.items()}
                 apart = {c: f"{_apart(losses['xwin'], theirs):.0e}" for c, theirs in losses.items()}
                 runs = {c: [{k: v for k, v in r.items() if k != "losses"} for r in of] for c, of in found.items()}
