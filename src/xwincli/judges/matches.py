@@ -9,8 +9,26 @@ from itertools import chain, combinations, islice
 from typing import Any
 
 from xwincli.errors import XwinError
-from xwincli.judges import Item, Judge, Verdict
+from xwincli.judges import Answer, Item, Judge, Verdict
 from xwincli.records import Game, Group, Judgement, Response, content_id
+
+
+def answer(row: Group, response: Response) -> Answer:
+    """A response as it is put to a judge that rates."""
+    return Answer(
+        id=content_id(row.prompt_id, response.text),
+        prompt=row.prompt,
+        text=response.text,
+        finish=response.finish,
+        checks=row.checks,
+        references=references(row),
+        contexts=row.contexts,
+    )
+
+
+def references(row: Group) -> list[str] | None:
+    """The known good answers of a prompt of one turn."""
+    return None if row.reference is None else [row.reference]
 
 
 @dataclass(frozen=True)
@@ -52,7 +70,7 @@ class Match:
             a_finish=one.finish,
             b_finish=two.finish,
             checks=self.row.checks,
-            references=None if self.row.reference is None else [self.row.reference],
+            references=references(self.row),
             contexts=self.row.contexts,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -25,6 +26,11 @@ class Estimate:
     def excludes(self, point: float) -> int:
         """1 if the interval lies above ``point``, -1 if below, 0 if it holds the point or is unknown."""
         return int(self.low > point) - int(self.high < point)
+
+
+def plain(e: Estimate) -> dict[str, float | None]:
+    """An estimate as JSON holds it: what is unknown is null."""
+    return {k: v if math.isfinite(v) else None for k, v in vars(e).items()}
 
 
 def resamples(prompts: int, rounds: int, seed: int) -> Iterator[Floats]:

@@ -15,7 +15,7 @@ from scipy.stats import rankdata
 
 from xwincli.errors import XwinError
 from xwincli.metrics import calibration
-from xwincli.metrics.bootstrap import ROUNDS, Estimate, percentile, resamples
+from xwincli.metrics.bootstrap import ROUNDS, Estimate, percentile, plain, resamples
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.intp]
@@ -120,10 +120,6 @@ def _figure(value: float) -> float | None:
     return round(float(value), 6) if np.isfinite(value) else None
 
 
-def _plain(e: Estimate) -> dict[str, float | None]:
-    return {"value": _figure(e.value), "low": _figure(e.low), "high": _figure(e.high)}
-
-
 # -- correlations
 
 
@@ -201,7 +197,7 @@ class Binned:
                 inside = self.span[self.place == i]
                 row |= {"from": _figure(inside.min()), "to": _figure(inside.max())}
             row["n"] = int((self.place == i).sum())
-            found.append(row | {name: _plain(means[i, name]) for name in self.columns})
+            found.append(row | {name: plain(means[i, name]) for name in self.columns})
         return found
 
 
@@ -275,7 +271,7 @@ def audit(
         "ties": len(lead) - len(decided),
         "prompts": prompts,
         "responses": len(t.reward),
-        **{name: _plain(means[name]) for name in ("accuracy", "ruler", "ruler_tokens", "lead")},
+        **{name: plain(means[name]) for name in ("accuracy", "ruler", "ruler_tokens", "lead")},
         **{name: bins[name] for name in ("by_length", "by_margin", "reward_by_length")},
         "calibration": _calibration(lead, t.chance, means["overconfidence"], bins["reliability"]),
         **_correlations(t),
@@ -294,7 +290,7 @@ def _calibration(lead: Floats, chance: Floats, over: Estimate, bins: list[dict[s
         "log_loss": _figure(calibration.log_loss(lead, chance)),
         "temperature": None if best is None else _figure(best),
         **({"why": why} if why else {}),
-        "overconfidence": _plain(over),
+        "overconfidence": plain(over),
         "verdict": {1: "overconfident", -1: "underconfident", 0: "fits"}[side] if np.isfinite(over.low) else "unknown",
         "bins": bins,
     }

@@ -9,8 +9,9 @@ from typing import Any
 from xwincli.errors import XwinError
 from xwincli.formats.parts import listed, number, optional, user, wrong
 from xwincli.metrics import best_of_n, bootstrap, majority
+from xwincli.metrics.bootstrap import plain
 from xwincli.protocols.demands import last_number
-from xwincli.protocols.evaluation import Row, plain
+from xwincli.protocols.evaluation import Row
 from xwincli.records import Group, Message
 
 

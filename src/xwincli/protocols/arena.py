@@ -11,8 +11,8 @@ import numpy as np
 
 from xwincli.errors import XwinError
 from xwincli.metrics import bradley_terry, style
+from xwincli.metrics.bootstrap import plain
 from xwincli.metrics.bradley_terry import Battle, Battles, Standing
-from xwincli.protocols.evaluation import plain
 
 # a verdict -> (A's share of the win, whether it is strong)
 LABELS = {

@@ -14,8 +14,9 @@ import numpy.typing as npt
 from xwincli.errors import XwinError
 from xwincli.formats.parts import number, wrong
 from xwincli.metrics import best_of_n, bootstrap, overoptimisation
+from xwincli.metrics.bootstrap import plain
 from xwincli.metrics.overoptimisation import UNKNOWNS, Fit, Law
-from xwincli.protocols.evaluation import Row, plain
+from xwincli.protocols.evaluation import Row
 from xwincli.records import Group
 
 Floats = npt.NDArray[np.float64]

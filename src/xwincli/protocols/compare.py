@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 
 from xwincli import checks
 from xwincli.errors import LIMIT, USAGE, XwinError
-from xwincli.judges import Answer, Judge, Rated, Verdict, matches
+from xwincli.judges import Judge, Rated, Verdict, matches
 from xwincli.metrics import best_of_n, bootstrap, paired, stability, win_rate
-from xwincli.protocols.evaluation import plain
-from xwincli.records import Group, Judgement, Response, content_id, prompt_id
+from xwincli.metrics.bootstrap import plain
+from xwincli.records import Group, Judgement, prompt_id
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -126,25 +126,13 @@ def settle(ask: Callable[[Sequence[T]], Sequence[R | XwinError]], rows: Sequence
 
 def grades(judge: Judge, groups: Sequence[Group]) -> list[list[Rated] | XwinError]:
     """The judge's rating of every response of several groups; an error for a group that lacks one."""
-    asked = [_answer(g, r) for g in groups for r in g.responses]
+    asked = [matches.answer(g, r) for g in groups for r in g.responses]
     rated = iter(list(judge.ratings(asked)))
     return [_whole([next(rated) for _ in g.responses]) for g in groups]
 
 
 def _whole(rated: Sequence[Rated | XwinError]) -> list[Rated] | XwinError:
     return next((r for r in rated if isinstance(r, XwinError)), [r for r in rated if not isinstance(r, XwinError)])
-
-
-def _answer(group: Group, r: Response) -> Answer:
-    return Answer(
-        id=content_id(group.prompt, r.text),
-        prompt=group.prompt,
-        text=r.text,
-        finish=r.finish,
-        checks=group.checks,
-        references=None if group.reference is None else [group.reference],
-        contexts=group.contexts,
-    )
 
 
 def rate(judge: Judge, entry: Entry, prompts: Sequence[str], failed: Failed) -> Iterator[int]:

@@ -10,9 +10,9 @@ from typing import Any
 from xwincli.console import warn
 from xwincli.errors import USAGE, XwinError
 from xwincli.metrics import bootstrap, paired
+from xwincli.metrics.bootstrap import plain
 from xwincli.protocols import compare, evaluation
 from xwincli.protocols.compare import Entry, entry
-from xwincli.protocols.evaluation import plain
 from xwincli.records import Group
 
 Prepare = Callable[[Group], None]

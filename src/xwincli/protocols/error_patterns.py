@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from xwincli.metrics import lift
+from xwincli.metrics.bootstrap import plain
 from xwincli.protocols import entries, stability
 from xwincli.protocols.compare import Entry
 from xwincli.protocols.error_tags import TAGS, tags
-from xwincli.protocols.evaluation import plain
 
 UNMET, LOW = "unmet demand", "low score"
 EXAMPLES = 3  # answers named of each pattern

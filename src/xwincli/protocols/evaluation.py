@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
@@ -14,7 +13,6 @@ from xwincli.formats.kinds import as_kind
 from xwincli.formats.parts import Format
 from xwincli.formats.table import sniff
 from xwincli.manifest import Manifest
-from xwincli.metrics.bootstrap import Estimate
 from xwincli.records import Record, decode
 
 R = TypeVar("R", bound=Record)
@@ -67,11 +65,6 @@ def records(
 
 
 # -- figures
-
-
-def plain(e: Estimate) -> dict[str, float | None]:
-    """An estimate as JSON holds it: what is unknown is null."""
-    return {k: v if math.isfinite(v) else None for k, v in vars(e).items()}
 
 
 def bounds(figure: dict[str, float | None], places: int = 3) -> tuple[str, str]:

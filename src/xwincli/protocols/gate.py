@@ -14,8 +14,8 @@ from xwincli import checks, formats, jsonl
 from xwincli.errors import USAGE, XwinError
 from xwincli.judges import Judge, matches
 from xwincli.metrics import bootstrap, paired
+from xwincli.metrics.bootstrap import plain
 from xwincli.protocols.compare import Failed, grades, settle
-from xwincli.protocols.evaluation import plain
 from xwincli.records import Group, Judgement, Prompt, Response, prompt_id
 
 CHECKS = "checks"  # the measure of a prompt that carries checks; every other one is a judge's name

@@ -11,11 +11,11 @@ from xwincli import jsonl
 from xwincli.errors import FAILED_ROWS, USAGE, XwinError
 from xwincli.judges import Answer, Judge
 from xwincli.metrics import bootstrap, consistency
+from xwincli.metrics.bootstrap import plain
 from xwincli.protocols import entries, stability
 from xwincli.protocols.claims import abstains, claims
 from xwincli.protocols.compare import BLOCK, Entry, Failed, settle
 from xwincli.protocols.entries import Column
-from xwincli.protocols.evaluation import plain
 from xwincli.records import Group, Message, check_messages, content_id
 
 LABELS = {1.0: "supported", 0.0: "absent", -1.0: "contradicted"}  # by the judge's rating

@@ -12,10 +12,9 @@ from xwincli import formats, jsonl, sources
 from xwincli.errors import XwinError
 from xwincli.judges.matches import Match, Side
 from xwincli.metrics import agreement, bootstrap
-from xwincli.metrics.bootstrap import Estimate
+from xwincli.metrics.bootstrap import Estimate, plain
 from xwincli.protocols.alpaca import model_first
 from xwincli.protocols.answer_flags import Said, flags
-from xwincli.protocols.evaluation import plain
 from xwincli.records import Game, Group, Judgement, Message, Pair, Response, content_id, prompt_id
 
 GAP = 30  # characters by which two answers must differ for one to be the longer (AlpacaEval's bound)

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from xwincli.metrics import bradley_terry, win_rate
+from xwincli.metrics.bootstrap import plain
 from xwincli.metrics.bradley_terry import Battle, Battles
 from xwincli.protocols.compare import VERDICTS
-from xwincli.protocols.evaluation import plain
 from xwincli.records import Judgement
 
 

@@ -13,9 +13,9 @@ import numpy.typing as npt
 from xwincli.errors import XwinError
 from xwincli.formats.parts import listed, number, prompt, text, wrong
 from xwincli.metrics import bootstrap
-from xwincli.metrics.bootstrap import Estimate
+from xwincli.metrics.bootstrap import Estimate, plain
 from xwincli.metrics.rm_audit import shares
-from xwincli.protocols.evaluation import Row, plain
+from xwincli.protocols.evaluation import Row
 from xwincli.records import Message, Pair, prompt_id
 
 Floats = npt.NDArray[np.float64]

@@ -10,9 +10,9 @@ import numpy as np
 
 from xwincli.errors import XwinError
 from xwincli.metrics import best_of_n, bootstrap
+from xwincli.metrics.bootstrap import plain
 from xwincli.metrics.rm_audit import Column, shares
 from xwincli.protocols.demands import Demand, demands
-from xwincli.protocols.evaluation import plain
 from xwincli.records import Asked, Group, Message, Prompt, Response
 
 # -- prompts and their responses

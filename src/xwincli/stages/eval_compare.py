@@ -63,15 +63,12 @@ def model_names(files: Sequence[str], given: Sequence[str]) -> list[str]:
     Raises:
         XwinError: too few files, not one name a file, a name twice, or one that cannot name a file.
     """
+    from xwincli.protocols import entries
+
     if len(files) < 2:
         raise XwinError("a comparison needs two files at least", "the first is the baseline", USAGE)
-    names = [n.strip() for text in given for n in text.split(",")]
-    names = names or [Path(f).name.split(".")[0] for f in files]
-    if len(names) != len(files):
-        raise XwinError(f"--names: {len(names)} names for {len(files)} files", "", USAGE)
-    if twice := next((n for n in names if names.count(n) > 1), None):
-        raise XwinError(f"two files are called {twice!r}", "--names A,B,… tells them apart", USAGE)
-    if bad := next((n for n in names if not n or "/" in n or n.startswith(".")), None):
+    names = entries.names(files, given)
+    if bad := next((n for n in names if "/" in n or n.startswith(".")), None):
         raise XwinError(f"--names: {bad!r} cannot name a file", "", USAGE)
     return names
 

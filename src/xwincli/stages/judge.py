@@ -34,8 +34,8 @@ from xwincli.console import Progress, progress, say, stdout, table
 from xwincli.errors import USAGE, XwinError
 from xwincli.journal import Journal
 from xwincli.judges import Answer, Item, Judge, Rated
-from xwincli.judges.matches import Match, Tally, compare, draw
-from xwincli.records import Group, Judgement, Record, content_id, decode
+from xwincli.judges.matches import Match, Tally, answer, compare, draw
+from xwincli.records import Group, Judgement, Record, decode
 from xwincli.settings import flag, group
 
 T = TypeVar("T")
@@ -130,18 +130,7 @@ def _before(judge: Judge, rows: Iterable[Group], drawn: Callable[[Group], list[M
 def _answers(row: Group) -> Iterator[tuple[tuple[str, str, str | None], Answer]]:
     """A group's different responses as a judge rates them."""
     for r in {(r.text, r.finish): r for r in row.responses}.values():
-        yield (
-            (row.id, r.text, r.finish),
-            Answer(
-                id=content_id(row.prompt_id, r.text),
-                prompt=row.prompt,
-                text=r.text,
-                finish=r.finish,
-                checks=row.checks,
-                references=None if row.reference is None else [row.reference],
-                contexts=row.contexts,
-            ),
-        )
+        yield (row.id, r.text, r.finish), answer(row, r)
 
 
 def rate(judge: Judge, rows: Sequence[Group], name: str) -> list[list[Group] | XwinError]:

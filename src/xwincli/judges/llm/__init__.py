@@ -46,7 +46,7 @@ class Llm:
         self.kind, self.options, self.asker, self.budget, self.seed = kind, options, asker, budget, seed
         self.name = f"{kind.name}:{'+'.join(options.judge_model)}"
         self.scorer = f"judge {self.name}"
-        self.asked = self.again = self.unread = 0
+        self.again = self.unread = 0
 
     # -- as every judge
 
@@ -150,7 +150,6 @@ class Llm:
 
     def _replies(self, questions: Sequence[Question]) -> dict[str, Said | XwinError]:
         distinct = {q.key(self.asker.where): q for q in questions}
-        self.asked += len(distinct)
         return {q.key(self.asker.where): said for q, said in self.asker.ask(list(distinct.values()))}
 
     def _read(self, question: Question, said: Said | XwinError) -> Reading | XwinError:

@@ -28,15 +28,25 @@ class Asker(Protocol):
         ...
 
 
-def request(question: Question) -> dict[str, Any]:
-    """The fields of a chat completion that a server may refuse or not know."""
+def request(question: Question) -> Any:
+    """A question as a ``wire.Chat``: a schema and log-probabilities are sent where the server takes them."""
+    from xwincli.engines.wire import Chat
+
     wishes: dict[str, Any] = {}
     if question.schema is not None:
         form = {"name": "verdict", "schema": question.schema, "strict": True}
         wishes["response_format"] = {"type": "json_schema", "json_schema": form}
     if question.top:
         wishes["top_logprobs"] = question.top
-    return wishes
+    return Chat(
+        messages=question.messages,
+        max_tokens=question.max_tokens,
+        seed=question.seed,
+        logprobs=question.top > 0,
+        wishes=wishes,
+        options={"temperature": question.temperature},
+        flags=FLAGS,
+    )
 
 
 def read(choice: Any, usage: Any) -> Said:
@@ -116,7 +126,6 @@ class ServerAsker:
 
     async def _paid(self, client: Any, question: Question) -> Said:
         from xwincli.engines.flow import Stop
-        from xwincli.engines.wire import Chat
 
         try:
             reserved = await self.budget.reserve(question)
@@ -124,16 +133,7 @@ class ServerAsker:
             raise Stop(e.message, e.hint, e.code) from None
         said = None
         try:
-            chat = Chat(
-                messages=question.messages,
-                max_tokens=question.max_tokens,
-                seed=question.seed,
-                logprobs=question.top > 0,
-                wishes=request(question),
-                options={"temperature": question.temperature},
-                flags=FLAGS,
-            )
-            reply = await client.chat(chat)
+            reply = await client.chat(request(question))
             said = read(reply.choices[0], reply.usage)
             return said
         finally:

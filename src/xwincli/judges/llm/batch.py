@@ -24,14 +24,7 @@ MOST_REQUESTS, MOST_BYTES = 50_000, 200_000_000  # of a file, by OpenAI's rules
 
 def body(question: Question) -> dict[str, Any]:
     """The body of a chat completion."""
-    chat = wire.Chat(
-        messages=question.messages,
-        max_tokens=question.max_tokens,
-        seed=question.seed,
-        logprobs=question.top > 0,
-        wishes=request(question),
-        options={"temperature": question.temperature},
-    )
+    chat = request(question)
     return wire.body(question.model, chat, wire.optional(chat))
 
 

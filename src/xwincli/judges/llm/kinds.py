@@ -8,7 +8,6 @@ In these texts ``{question}``, ``{conversation}``, ``{answer}``, ``{answer_a}``,
 
 from __future__ import annotations
 
-import hashlib
 import re
 import tomllib
 from dataclasses import dataclass
@@ -69,7 +68,8 @@ class Kind:
 
     def messages(self, item: Item | Answer) -> list[Message]:
         """What the model is asked about two answers, or about one."""
-        mark = hashlib.sha256(msgspec.json.encode(item)).hexdigest()[:10]  # made of the answers: they cannot hold it
+        texts = (item.a, item.b) if isinstance(item, Item) else (item.text,)
+        mark = content_id(item.prompt, texts, item.references, item.contexts)[:10]  # no answer can hold its own digest
         filled = _values(item, mark) | {"criteria": "\n".join(f"- {k}: {v}" for k, v in self.criteria.items())}
         turns = "-turns" if len(item.prompt) > 2 else ""
         known = "-reference" if item.references else ""
