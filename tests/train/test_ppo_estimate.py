@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from xwincli import flags, models, scoring
-from xwincli.engines.native import batch, pages
+from xwincli.engines.native import pages
 from xwincli.records import Prompt
 from xwincli.stages import ppo
 from xwincli.train import estimate, loop, ppo_estimate
@@ -66,7 +66,6 @@ def test_the_parts_of_an_iteration_take_what_was_told(policy, rm, given, monkeyp
     Keys and values in buffers that count whole, as on a GPU, since a count of storages sees no unwritten pages.
     """
     monkeypatch.setattr(pages, "LAZY", False)
-    monkeypatch.setattr(batch, "LAZY", False)
     settings_ = config(policy, rm, **given)
     run, kept = ppo._load(settings_, ROWS)
     run.policy.template.__dict__["stop_ids"] = set()

@@ -15,7 +15,7 @@ from xwincli.engines.native import attention
 from xwincli.engines.native.cache import Layout, Store
 from xwincli.engines.native.draw import Choice, draw, streams
 from xwincli.engines.native.fuse import Linears
-from xwincli.engines.native.pages import LAZY
+from xwincli.engines.native.pages import lazy
 
 PREFILL = 4096  # prompt tokens in one forward
 
@@ -239,7 +239,7 @@ class Batch:
         """One token for every live row."""
         r = slice(0, self.live)
         ages = self.age[r].copy()
-        if LAZY and self.body.device.type == "cpu":
+        if lazy(self.body.device):
             self.own.reserve(self.rows, int(self.limit[r].max()))
         else:
             self.own.reserve(self.live, int(ages.max()))

@@ -19,6 +19,11 @@ NORESERVE = 0x4000  # MAP_NORESERVE: the kernel does not count on all of it bein
 LAZY = sys.platform == "linux" and hasattr(mmap, "MADV_DONTNEED")
 
 
+def lazy(device: torch.device) -> bool:
+    """True where memory costs nothing until it is written to."""
+    return LAZY and device.type == "cpu"
+
+
 class Pages:
     """Zeros of a shape.
 
@@ -32,7 +37,7 @@ class Pages:
 
     def __init__(self, shape: Sequence[int], like: Tensor) -> None:
         self._memory: mmap.mmap | None = None
-        if LAZY and type(like) is Tensor and like.device.type == "cpu":
+        if type(like) is Tensor and lazy(like.device):  # not of tensors without numbers, which plans are made with
             size = math.prod(shape) * like.element_size()
             with suppress(OSError):  # a kernel that promises no more than it has
                 self._memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE)
