@@ -24,9 +24,10 @@ from pathlib import Path
 import torch
 import world
 
-from xwincli import attention, models, scoring, settings
+from xwincli import attention, models, settings
 from xwincli.errors import XwinError
 from xwincli.rows import Branch, Row, lay
+from xwincli.states import hidden, prepare
 
 LIMIT = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # relative distance of whole tensors
 
@@ -191,14 +192,14 @@ def whole_model(folder: str, device: torch.device) -> list[Finding]:
     plain = models.load_policy(folder, models.place(settings.Device(device="cpu", dtype="float32")))
     plain.model.xwin_branches = False
     with torch.no_grad():
-        expected = scoring.hidden(plain, row)
+        expected = hidden(plain, row)
     findings = []
     for dtype, limit in {torch.float32: 1e-4, torch.bfloat16: 5e-2}.items():
         name = str(dtype)[6:]
         loaded = models.load_policy(folder, models.place(settings.Device(device=str(device), dtype=name)))
-        scoring.prepare(loaded)
+        prepare(loaded)
         with torch.inference_mode(), loaded.place.autocast():
-            worst = apart(scoring.hidden(loaded, row.to(device)), expected)
+            worst = apart(hidden(loaded, row.to(device)), expected)
         good = worst <= limit and loaded.model.xwin_branches
         findings.append(Finding("hidden states", f"{name}, grouped", good, f"off by {worst:.1e}"))
     return findings

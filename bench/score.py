@@ -28,11 +28,11 @@ N = 64
 
 def by_xwin(folder: Path, groups: list[tuple[list[int], list[list[int]]]]) -> tuple[list[float], float]:
     """``xwin score``'s own way, windows of 16 groups."""
-    from xwincli import models, scoring, settings
+    from xwincli import models, scoring, settings, states
     from xwincli.rows import Branch
 
     loaded = models.load_reward(str(folder), models.place(settings.Device(device="cpu", dtype="float32")))
-    scoring.prepare(loaded)
+    states.prepare(loaded)
     branches = [Branch(prompt, answers) for prompt, answers in groups]
     begun = time.perf_counter()
     found = []

@@ -31,7 +31,7 @@ GROUND = {
     "formats",
     "contamination",
 }
-MODELS = {"chat", "memory", "models", "norms", "weights", "rows", "attention", "scoring", "checkpoint"}
+MODELS = {"chat", "memory", "models", "norms", "weights", "rows", "attention", "scoring", "states", "checkpoint"}
 MAY_IMPORT = {  # part -> the parts it may import besides itself
     "cli": {"flags", "errors"},
     "flags": {"errors"},

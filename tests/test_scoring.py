@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from copy import deepcopy
 
 import pytest
 import torch
 
 import micro
-from xwincli import models, scoring, settings
+from xwincli import models, scoring, settings, states
 from xwincli.rows import Branch, lay, pack, segment_sum
+from xwincli.states import hidden, prepare
 
 BRANCHES = [
     Branch([5, 6, 7, 40], [[8, 9], [10, 11, 12], [8, 9, 13]]),
@@ -82,16 +84,16 @@ def assert_same(ours, plain):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_grouped_packed_and_plain_are_one(name, place, tmp_path, capsys):
     where = folder(tmp_path / "policy", name)
-    policy = scoring.prepare(models.load_policy(where, place, train=True))
-    reward = scoring.prepare(models.new_reward(where, place, seed=3))
+    policy = prepare(models.load_policy(where, place, train=True))
+    reward = prepare(models.new_reward(where, place, seed=3))
     assert policy.model.xwin_branches, capsys.readouterr().err
     assert reward.model.xwin_branches
 
     def logprobs(row):
-        return segment_sum(scoring.token_logprobs(policy, row, scoring.hidden(policy, row)), row)
+        return segment_sum(scoring.token_logprobs(policy, row, hidden(policy, row)), row)
 
     def rewards(row):
-        return scoring.row_rewards(reward, row, scoring.hidden(reward, row)).double()
+        return scoring.row_rewards(reward, row, hidden(reward, row)).double()
 
     plain_policy = models.load_policy(where, place, train=True).model
     plain_reward = models.new_reward(where, place, seed=3).model
@@ -118,10 +120,10 @@ def test_windows_and_caps_are_not_idle(place, tmp_path):
 
 
 def test_temperature_divides_the_logits(place, policy):
-    loaded = scoring.prepare(models.load_policy(str(policy), place))
+    loaded = prepare(models.load_policy(str(policy), place))
     row = lay(BRANCHES)
     with torch.no_grad():
-        states = scoring.hidden(loaded, row)
+        states = hidden(loaded, row)
         got = scoring.token_logprobs(loaded, row, states, temperature=0.7)
         z = loaded.model.lm_head(states[row.predict]) / 0.7
     expected = z.log_softmax(-1).gather(-1, row.target[:, None])[:, 0]
@@ -262,16 +264,37 @@ def test_models_that_cannot_branch_fall_back(family, place, tmp_path, capsys):
     reason, more = HYBRIDS[family]
     where = hybrid(tmp_path / family, family, **more)
     plain = models.load_policy(where, place).model
-    loaded = scoring.prepare(models.load_policy(where, place))
+    loaded = prepare(models.load_policy(where, place))
     assert not loaded.model.xwin_branches
     got = scoring.logprobs(loaded, BRANCHES)
-    scoring.prepare(loaded)
+    prepare(loaded)
     said = [line for line in capsys.readouterr().err.splitlines() if "cannot be shared" in line]
     assert len(said) == 1
     assert re.search(reason, said[0]), said
     with torch.no_grad():
         expected = torch.cat([plain_logprobs(plain, b) for b in BRANCHES])
     torch.testing.assert_close(torch.tensor(sum(got, [])), expected.float(), rtol=1e-5, atol=1e-5)
+    half = models.Place(place.device, torch.bfloat16)
+    assert not prepare(models.load_policy(where, half)).model.xwin_branches
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_probe_sees_no_rounding(name, place, tmp_path, capsys):
+    loaded = models.load_policy(folder(tmp_path / "policy", name), models.Place(place.device, torch.bfloat16))
+    before = {n: p.clone() for n, p in loaded.model.named_parameters()}
+    loaded.model.xwin_branches = False
+    wide, row = deepcopy(loaded), lay(BRANCHES)
+    wide.model.float()
+    with torch.no_grad():
+        expected = hidden(wide, row)
+        with states.in_float32(loaded.model):
+            moved = (hidden(loaded, row) - expected).norm(dim=-1) / expected.norm(dim=-1)
+    assert moved.max() < (3e-3 if "gemma" in name else 1e-5)  # its embeddings are scaled by a rounded number
+    del loaded.model.xwin_branches
+    assert prepare(loaded).model.xwin_branches, capsys.readouterr().err
+    for n, p in loaded.model.named_parameters():
+        assert p.dtype == torch.bfloat16
+        assert torch.equal(p, before[n])
 
 
 @pytest.mark.parametrize("learns", ["states", "head"])

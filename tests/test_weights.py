@@ -10,6 +10,7 @@ import torch
 from xwincli import models, scoring, settings, weights
 from xwincli.errors import USAGE, XwinError
 from xwincli.rows import Branch, lay
+from xwincli.states import hidden, prepare
 
 ROW = [Branch([5, 6, 7], [[8, 9, 10], [11, 12]]), Branch([13, 14], [[15, 16, 17, 18]])]
 PLACE = models.Place(torch.device("cpu"), torch.float32)
@@ -36,7 +37,7 @@ def step(loaded) -> tuple[dict[str, torch.Tensor], int]:
 
     row = lay(ROW)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        states = scoring.hidden(loaded, row)
+        states = hidden(loaded, row)
     kept = sum(held.values())
     scoring.token_logprobs(loaded, row, states).sum().backward()
     return {n: p.grad for n, p in loaded.model.named_parameters() if p.grad is not None}, kept
@@ -70,7 +71,7 @@ def test_checkpointing_keeps_less_and_changes_no_gradient(families, family, adap
         loaded = models.load_policy(str(families[family]), PLACE, train=True)
         weights.adapt(loaded, settings.Adapt(**adapt, checkpointing=on))
         fill(loaded.model)
-        found.append(step(scoring.prepare(loaded)))
+        found.append(step(prepare(loaded)))
     (plain, much), (twice, less) = found
     assert plain.keys() == twice.keys()
     assert any(g.abs().max() > 0 for g in plain.values())
@@ -150,7 +151,7 @@ def test_nf4_has_lora_s_gradients_on_the_weights_it_stands_for(policy):
     """The same adapters on plain layers that hold the unpacked four-bit weights."""
     import bitsandbytes
 
-    packed = scoring.prepare(four(policy))
+    packed = prepare(four(policy))
     plain = models.load_policy(str(policy), PLACE, train=True)
     weights.adapt(plain, settings.Adapt(lora_r=4))
     held, theirs = dict(packed.model.named_parameters()), dict(plain.model.named_parameters())
@@ -161,7 +162,7 @@ def test_nf4_has_lora_s_gradients_on_the_weights_it_stands_for(policy):
                 p.copy_(bitsandbytes.functional.dequantize_4bit(whole.data, whole.quant_state))
             else:
                 p.copy_(whole)
-    want, _ = step(scoring.prepare(plain))
+    want, _ = step(prepare(plain))
     got, _ = step(packed)
     assert want.keys() == got.keys()
     for name in want:

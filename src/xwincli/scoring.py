@@ -1,4 +1,4 @@
-"""Rows through a model: hidden states, log-probabilities of targets, rewards. Used by training and scoring alike."""
+"""From hidden states to log-probabilities of targets and rewards. Used by training and scoring alike."""
 
 from __future__ import annotations
 
@@ -10,96 +10,17 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from xwincli import attention, norms
 from xwincli.console import warn
 from xwincli.errors import XwinError
 from xwincli.models import Loaded
 from xwincli.records import Message
 from xwincli.rows import Branch, Row, lay, pack, segment_sum
+from xwincli.states import hidden, prepare
 
 CHUNK = 6 << 20  # logits at hand at once, in elements: few enough to stay near a processor's cache
 KEPT = 16 << 20  # probabilities that wait for backward, in elements
 LEAST = 64  # tokens of a row that must fit into memory
 ON_CARDS = 16  # times as many on a GPU, which wants large products: 400 MB in float32
-
-
-def prepare(loaded: Loaded) -> Loaded:
-    """Switch a model to row attention if it may branch, and its norms to ours; probes decide, not lists of names.
-
-    The probe compares one grouped row with plain forwards. Where they differ, or the model needs something
-    row attention does not implement, rows are computed one response at a time, which is slower and equal.
-    """
-    model = loaded.model
-    if getattr(model, "xwin_branches", None) is not None:
-        return loaded
-    before = model.config._attn_implementation
-    model.xwin_branches = False
-    reason = _why_not(loaded)
-    if reason:
-        warn(f"{loaded.name}: prompts cannot be shared ({reason}); responses are computed one by one")
-        model.set_attn_implementation(before)
-    model.xwin_branches = not reason
-    norms.quicken(model)
-    return loaded
-
-
-@torch.no_grad()
-def _why_not(loaded: Loaded) -> str:
-    """What a grouped row shows against sharing prompts, or "", which leaves the model in row attention.
-
-    Two questions: is it what plain forwards give, and does another first response leave all else as it was? The
-    second finds a state that runs on beside attention even where weights make too little of it for the first.
-    """
-    model = loaded.model
-    tail = Branch([13], [[14, 15]])
-    one = lay([Branch([5, 6, 7], [[8, 9], [10, 11, 12]]), tail]).to(loaded.place.device)
-    other = lay([Branch([5, 6, 7], [[16, 17], [10, 11, 12]]), tail]).to(loaded.place.device)
-    plan = attention.Plan(one.layout, one.ids.device)
-    with loaded.place.autocast():
-        plain = hidden(loaded, one)
-        try:
-            model.set_attn_implementation(attention.register())
-            grouped, changed = _grouped(loaded, one, plan), _grouped(loaded, other, plan)
-        except (NotImplementedError, RuntimeError, TypeError, ValueError) as e:
-            return str(e)
-    depth = getattr(model.config.get_text_config(), "num_hidden_layers", 0)
-    if (without := depth - plan.calls // 2) > 0:
-        return f"{without} of its {depth} layers mix tokens without attention"
-    full = loaded.place.dtype == torch.float32
-    if not (difference := _apart(grouped, plain)) <= (1e-3 if full else 0.1):
-        return f"its grouped forward differs by {difference:.2g}"
-    same = torch.arange(len(plain), device=plain.device)
-    same = same[(same < 3) | (same >= 5)]
-    if not (leak := _apart(changed[same], grouped[same])) <= (1e-6 if full else 1e-2):
-        return f"a response changes the one after it by {leak:.2g}"
-    return ""
-
-
-def _apart(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Largest relative distance of two states (T,H) at a token."""
-    a, b = a.float(), b.float()
-    return float(((a - b).norm(dim=-1) / b.norm(dim=-1)).max())
-
-
-def hidden(loaded: Loaded, row: Row) -> torch.Tensor:
-    """Final hidden states (T, H) of a row."""
-    body = loaded.model.base_model
-    if loaded.model.xwin_branches:
-        return _grouped(loaded, row, attention.Plan(row.layout, row.ids.device))
-    parts: list[torch.Tensor] = []
-    for (a, b), responses in row.layout:
-        for i, (c, d) in enumerate(responses):
-            ids = torch.cat((row.ids[a:b], row.ids[c:d]))[None]
-            states = body(input_ids=ids, use_cache=False).last_hidden_state[0]
-            parts.append(states if i == 0 else states[b - a :])
-    return torch.cat(parts)
-
-
-def _grouped(loaded: Loaded, row: Row, plan: attention.Plan) -> torch.Tensor:
-    body = loaded.model.base_model
-    out = body(input_ids=row.ids[None], position_ids=row.positions[None], use_cache=False, row_plan=plan)
-    states: torch.Tensor = out.last_hidden_state[0]
-    return states
 
 
 def logits(model: Any, states: torch.Tensor) -> torch.Tensor:

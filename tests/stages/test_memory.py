@@ -15,8 +15,9 @@ from xwincli import flags, manifest, models, settings, weights
 from xwincli.errors import XwinError
 from xwincli.records import Prompt
 from xwincli.rows import Branch, lay
-from xwincli.scoring import hidden, token_logprobs
+from xwincli.scoring import token_logprobs
 from xwincli.stages import dpo, ppo, sft, train_rm
+from xwincli.states import hidden
 from xwincli.train import folder, loop
 
 PLACE = models.Place(torch.device("cpu"), torch.float32)
@@ -88,7 +89,7 @@ def test_qlora_never_moves_the_packed_weights(policy):
     named = weights.adapt(loaded, settings.Adapt(lora_r=4, quantize="nf4"))
     before = {n: p.detach().clone() for n, p in loaded.model.named_parameters()}
     opt = loop.optimizer([(named, 1e-2)], settings.Optim())
-    from xwincli.scoring import prepare
+    from xwincli.states import prepare
 
     row = lay([Branch([5, 6], [[7, 8, 9]])])
     prepare(loaded)
@@ -169,7 +170,7 @@ def test_dpo_in_four_bits_refuses_a_reference_read_in_full(policy, pairs, tmp_pa
 
 def taught(policy, out, *, optimizer="adamw8bit", stop_after=None) -> dict[str, torch.Tensor]:
     """Two epochs on fixed rows, optionally broken off; returns the weights."""
-    from xwincli.scoring import prepare
+    from xwincli.states import prepare
     from xwincli.train import sft as lesson
 
     branches = [Branch([], [[5 + (i * 7 + j) % 90 for j in range(4 + i % 5)]]) for i in range(10)]
@@ -267,7 +268,7 @@ def test_ppo_s_reference_is_the_adapter_merged_not_its_base(policy, rm, talks, t
 
 
 def _prepared(loaded):
-    from xwincli.scoring import prepare
+    from xwincli.states import prepare
 
     return prepare(loaded)
 

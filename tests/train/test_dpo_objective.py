@@ -11,11 +11,12 @@ import torch
 from torch.nn.functional import log_softmax, logsigmoid
 from transformers import AutoModelForCausalLM
 
-from xwincli import models, scoring, settings
+from xwincli import models, settings
 from xwincli.errors import XwinError
 from xwincli.records import Pair
 from xwincli.rows import Branch
 from xwincli.stages.dpo import CHOICES
+from xwincli.states import prepare
 from xwincli.train import dpo, reference
 
 BRANCHES = [
@@ -32,7 +33,7 @@ KEPT = reference.Source("model", "template", "float32")
 @pytest.fixture(scope="module")
 def loaded(policy: Path) -> models.Loaded:
     place = models.place(settings.Device(device="cpu", dtype="float32"))
-    return scoring.prepare(models.load_policy(str(policy), place, train=True))
+    return prepare(models.load_policy(str(policy), place, train=True))
 
 
 def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:

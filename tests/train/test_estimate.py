@@ -15,6 +15,7 @@ from xwincli import flags, models, scoring, settings, weights
 from xwincli.errors import XwinError
 from xwincli.rows import Branch, lay
 from xwincli.stages import dpo, sft, train_rm
+from xwincli.states import hidden, prepare
 from xwincli.train import estimate, rehearsal
 from xwincli.train.rehearsal import Alive, Need
 
@@ -27,7 +28,7 @@ def real_step(loaded, adapt: settings.Adapt) -> tuple[int, int]:
     """Bytes alive at most in a real forward and backward beyond weights and gradients, and operations."""
     torch.manual_seed(0)
     named = weights.adapt(loaded, adapt)
-    scoring.prepare(loaded)
+    prepare(loaded)
     alive = Alive()
     for p in loaded.model.parameters():
         alive.ignore(p)
@@ -36,7 +37,7 @@ def real_step(loaded, adapt: settings.Adapt) -> tuple[int, int]:
         alive.ignore(p.grad)
     with alive, loaded.place.autocast():
         row = lay(ROW)
-        states = scoring.hidden(loaded, row)
+        states = hidden(loaded, row)
         if hasattr(loaded.model, "score"):
             out = scoring.row_rewards(loaded, row, states)
         else:
@@ -100,12 +101,12 @@ def test_a_forward_alone_counts_what_a_real_one_takes(policy, reward):
     like = rehearsal.sketch(str(policy), CPU, reward=reward)
     need = rehearsal.rehearse(like, settings.Adapt(), ROW, torch.float32, learn=False)
     loaded = models.new_reward(str(policy), CPU, 0) if reward else models.load_policy(str(policy), CPU)
-    scoring.prepare(loaded)
+    prepare(loaded)
     alive = Alive()
     for p in loaded.model.parameters():
         alive.ignore(p)
     with alive, torch.no_grad():
-        states = scoring.hidden(loaded, row := lay(ROW))
+        states = hidden(loaded, row := lay(ROW))
         (scoring.row_rewards if reward else scoring.token_logprobs)(loaded, row, states)
     assert near(need.row, alive.peak, 1.1), (need.row, alive.peak)
     assert (need.flops, need.trained, need.kept) == (alive.flops, 0, 0)
@@ -191,13 +192,11 @@ def test_four_bit_weights_need_what_bitsandbytes_holds(tmp_path):
 
 
 def test_a_model_that_looks_at_its_numbers_is_one_sentence(policy, monkeypatch):
-    hidden = scoring.hidden
-
     def looks(loaded, row):
         states = hidden(loaded, row)
         return states * float(states.sum().item() > 0)
 
-    monkeypatch.setattr(scoring, "hidden", looks)
+    monkeypatch.setattr(rehearsal, "hidden", looks)
     with pytest.raises(XwinError, match="--plan cannot foresee"):
         rehearsal.rehearse(rehearsal.sketch(str(policy), CPU), settings.Adapt(), ROW, torch.float32)
 

@@ -11,10 +11,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from xwincli import flags, manifest, models, scoring, settings
+from xwincli import flags, manifest, models, settings
 from xwincli.errors import XwinError
 from xwincli.rows import Branch
 from xwincli.stages import dpo, sft
+from xwincli.states import prepare
 from xwincli.train import health
 
 WORDS = ["tea", "rain", "fox", "moon", "river", "dog"]
@@ -104,7 +105,7 @@ def test_the_slow_way_gives_the_same_look_before_and_after_preparing(policy):
     watch = health.begin(loaded, settings.Probe(probe=2, probe_tokens=6), PROMPTS, [], 0, ONE)
     watch.engine.obstacle = "said by the test"
     assert watch.look() == watch.start
-    scoring.prepare(loaded)
+    prepare(loaded)
     prepared = loaded.model.config._attn_implementation
     assert watch.look() == watch.start
     assert loaded.model.config._attn_implementation == prepared != watch.before

@@ -8,9 +8,10 @@ import signal
 import pytest
 import torch
 
-from xwincli import manifest, models, scoring, settings, weights
+from xwincli import manifest, models, settings, weights
 from xwincli.errors import XwinError
 from xwincli.rows import Branch
+from xwincli.states import prepare
 from xwincli.train import folder, loop, sft
 
 BRANCHES = [Branch([], [[5 + (i * 7 + j) % 90 for j in range(4 + i % 5)]]) for i in range(10)]
@@ -23,7 +24,7 @@ def train(policy, out, *, capacity=64, batch=4, stop_after=None, adapt=None, **s
     run = folder.Folder(str(out), manifest.plan("sft", config, [str(policy)]), config, saving=saving)
     loaded = models.load_policy(str(policy), models.place(settings.Device(device="cpu", dtype="float32")), train=True)
     named = weights.adapt(loaded, adapt or settings.Adapt())
-    scoring.prepare(loaded)
+    prepare(loaded)
     compute = sft.objective(loaded, BRANCHES)
     calls = 0
 

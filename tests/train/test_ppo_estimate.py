@@ -13,6 +13,7 @@ from xwincli import flags, models, scoring
 from xwincli.engines.native import pages
 from xwincli.records import Prompt
 from xwincli.stages import ppo
+from xwincli.states import prepare
 from xwincli.train import estimate, loop, ppo_estimate
 from xwincli.train.ppo_estimate import Iteration, Needs, iteration
 from xwincli.train.ppo_learn import Run, learn, lesson, read
@@ -102,7 +103,7 @@ def test_the_parts_of_an_iteration_take_what_was_told(policy, rm, given, monkeyp
 
 
 def test_scoring_takes_what_was_told(policy, rm):
-    reward = scoring.prepare(models.load_reward(str(rm), CPU))
+    reward = prepare(models.load_reward(str(rm), CPU))
     it = iteration([20, 20], Options(n=4, prompts=2, max_tokens=50), Optim())
     like = sketch(str(policy), CPU)
     those = ppo_estimate.Models(like, like, sketch(str(rm), CPU, reward=True), None)

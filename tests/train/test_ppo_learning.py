@@ -11,6 +11,7 @@ import torch
 
 from xwincli import models, scoring
 from xwincli.rows import Branch, lay
+from xwincli.states import hidden, prepare
 from xwincli.train import loop, ppo
 from xwincli.train.folder import Folder
 from xwincli.train.ppo_learn import Reading, Run, Steering, _forward, backward, lesson, read, shifted
@@ -42,7 +43,7 @@ def sample(loaded: models.Loaded, prompts: list[str], options: Options, seed: in
             row = lay([Branch(ids, answers)])
             last = row.last if answers[0] else torch.full((n,), len(ids) - 1)
             with torch.no_grad():
-                z = scoring.logits(loaded.model, scoring.hidden(loaded, row)[last])
+                z = scoring.logits(loaded.model, hidden(loaded, row)[last])
             chances = (z / options.temperature).softmax(-1)
             drawn = torch.multinomial(chances, 1, generator=generator)[:, 0].tolist()
             answers = [[*a, t] for a, t in zip(answers, drawn)]
@@ -63,7 +64,7 @@ def start(folder: Path, advantage: str, optim: Optim | None = None, **options: o
     policy, reference = (models.load_policy(str(folder), PLACE, train=True) for _ in range(2))
     critic = models.new_reward(str(folder), PLACE, 1) if advantage == "gae" else None
     for loaded in (policy, reference, *([critic] if critic else [])):
-        scoring.prepare(loaded)
+        prepare(loaded)
 
     def draw(numbers: list[int], seed: int) -> Rollouts:
         texts = [PROMPTS[k] for k in numbers]

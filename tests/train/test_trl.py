@@ -14,6 +14,7 @@ import micro
 from xwincli import models, scoring, settings
 from xwincli.records import Pair
 from xwincli.rows import Branch
+from xwincli.states import prepare
 from xwincli.train import dpo, rm, sft
 from xwincli.train.comparisons import gather
 
@@ -53,7 +54,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def policy(base: Path) -> models.Loaded:
-    return scoring.prepare(models.load_policy(str(base), models.place(CPU), train=True))
+    return prepare(models.load_policy(str(base), models.place(CPU), train=True))
 
 
 def theirs(trainer: Any, config: Any, model: Any, folder: Path, rows: list[dict], **more: Any) -> tuple[float, float]:
@@ -110,7 +111,7 @@ def test_reward(base, tmp_path, centring):
     more = {"center_rewards_coefficient": centring or None}
     there = theirs(trl.RewardTrainer, trl.RewardConfig, model, tmp_path / "rm", ROWS, **more)
     items, _ = gather(PAIRS, "f")
-    scoring.prepare(loaded)
+    prepare(loaded)
     branches = [scoring.branch(loaded, (i.prompt, i.sides), tail=True) for i in items]
     objective = rm.objective(loaded, branches, items, centring=centring)
     assert ours(loaded.model, objective, len(items), len(items)) == pytest.approx(there, rel=1e-5)

@@ -68,7 +68,7 @@ def run(config: Config) -> None:
     if not (config.show or config.plan) and manifest.skip_if_current(config.out, plan, config.force):
         return
     rows = list(formats.read(config.data, Pair, limit=config.limit))
-    from xwincli import models, scoring, weights
+    from xwincli import models, states, weights
     from xwincli.train import dpo, folder, health, loop, preflight, rehearsal, valid
     from xwincli.train.show import show
 
@@ -93,7 +93,7 @@ def run(config: Config) -> None:
     run_folder = folder.Folder(config.out, plan, config, force=config.force, saving=config.saving)
     asked = [[*row.prompt, *row.chosen[:-1]] for row in rows]
     probe = health.begin(loaded, config.probe, asked, branches, config.seed, config.cluster)
-    scoring.prepare(loaded)
+    states.prepare(loaded)
     before = reference(run_folder.part) if reference else []
     work = loop.Work(
         name="dpo",

@@ -121,7 +121,7 @@ def _check(config: Config) -> None:
 
 def _load(config: Config, rows: list[Prompt]) -> tuple[Run, list[Prompt]]:
     """Every model where it is needed, wired up, and the prompts that fit them."""
-    from xwincli import models, scoring, weights
+    from xwincli import models, scoring, states, weights
     from xwincli.train import loop
     from xwincli.train.ppo_learn import Run
 
@@ -147,7 +147,7 @@ def _load(config: Config, rows: list[Prompt]) -> tuple[Run, list[Prompt]]:
         groups.append(([(f"critic.{n}", p) for n, p in named], optim.value_lr or optim.lr))
     draw = _drawing(config, policy, kept)
     for each in (policy, reference, reward, *([critic] if critic else [])):
-        scoring.prepare(each)
+        states.prepare(each)
     ready = Run(
         policy=policy,
         reference=reference,

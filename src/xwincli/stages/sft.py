@@ -41,7 +41,7 @@ def run(config: Config) -> None:
     if not (config.show or config.plan) and manifest.skip_if_current(config.out, plan, config.force):
         return
     rows = list(formats.read(config.data, Conversation, limit=config.limit))
-    from xwincli import chat, models, scoring, weights
+    from xwincli import chat, models, states, weights
     from xwincli.train import estimate, folder, health, loop, preflight, rehearsal, sft, valid
     from xwincli.train.show import show
 
@@ -68,7 +68,7 @@ def run(config: Config) -> None:
     parameters = weights.adapt(loaded, config.adapt, config.seed)
     asked = [row.messages[:-1] for row in rows]
     watch = health.begin(loaded, config.probe, asked, [], config.seed, config.cluster)
-    scoring.prepare(loaded)
+    states.prepare(loaded)
     work = loop.Work(
         name="sft",
         weights=[(parameters, config.optim.lr)],

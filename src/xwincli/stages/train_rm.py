@@ -104,11 +104,11 @@ def run(config: Config) -> None:
 
 def _work(loaded: Loaded, items: list[Comparisons], branches: list[Branch], held: list[int], config: Config) -> Work:
     """What the loop does: the body and the new head learn, each at its own rate."""
-    from xwincli import scoring, weights
+    from xwincli import states, weights
     from xwincli.train import loop, rm, valid
 
     named = weights.adapt(loaded, config.adapt, config.seed)
-    scoring.prepare(loaded)
+    states.prepare(loaded)
     head = [(n, p) for n, p in named if "score" in n]
     body = [(n, p) for n, p in named if "score" not in n]
     terms = {"centring": config.centring, "smoothing": config.smoothing}

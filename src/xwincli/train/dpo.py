@@ -12,7 +12,8 @@ from xwincli.errors import XwinError
 from xwincli.models import Loaded
 from xwincli.records import Message, Pair
 from xwincli.rows import Branch, lay, segment_sum
-from xwincli.scoring import branch, hidden, token_logprobs
+from xwincli.scoring import branch, token_logprobs
+from xwincli.states import hidden
 from xwincli.train import losses
 from xwincli.train.loop import Objective
 

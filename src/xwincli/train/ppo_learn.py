@@ -9,7 +9,8 @@ import torch
 
 from xwincli.models import Loaded
 from xwincli.rows import Row
-from xwincli.scoring import Item, hidden, token_logprobs
+from xwincli.scoring import Item, token_logprobs
+from xwincli.states import hidden
 from xwincli.train import loop
 from xwincli.train import ppo_math as maths
 from xwincli.train.ppo_options import Optim, Options

@@ -25,6 +25,7 @@ from xwincli import attention, models, norms, scoring, settings, weights
 from xwincli.errors import XwinError
 from xwincli.models import Loaded, Place
 from xwincli.rows import Branch, Row, lay
+from xwincli.states import hidden
 
 SHALLOW = 6  # layers; deeper models are cut
 BLOCK = 64  # nf4 weights share a scale; 256 scales are themselves of 8 bits and share one (arXiv 2305.14314)
@@ -207,7 +208,7 @@ def _forward(loaded: Loaded, row: Row, part: Callable[[Any], None]) -> torch.Ten
     reward = hasattr(loaded.model, "score")
     try:
         with loaded.place.autocast():
-            states = scoring.hidden(loaded, row)
+            states = hidden(loaded, row)
             if states.requires_grad:
                 states.register_hook(part)
             return scoring.row_rewards(loaded, row, states) if reward else scoring.token_logprobs(loaded, row, states)

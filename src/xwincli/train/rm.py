@@ -8,7 +8,8 @@ import torch
 
 from xwincli.models import Loaded
 from xwincli.rows import Branch, lay
-from xwincli.scoring import hidden, row_rewards
+from xwincli.scoring import row_rewards
+from xwincli.states import hidden
 from xwincli.train import losses
 from xwincli.train.comparisons import Comparisons
 from xwincli.train.loop import Objective

@@ -8,7 +8,8 @@ import torch
 
 from xwincli.models import Loaded
 from xwincli.rows import Branch, lay
-from xwincli.scoring import hidden, summed_nll
+from xwincli.scoring import summed_nll
+from xwincli.states import hidden
 from xwincli.train.loop import Objective
 
 
