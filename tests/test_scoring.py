@@ -289,7 +289,7 @@ def test_the_probe_sees_no_rounding(name, place, tmp_path, capsys):
         expected = hidden(wide, row)
         with states.in_float32(loaded.model):
             moved = (hidden(loaded, row) - expected).norm(dim=-1) / expected.norm(dim=-1)
-    assert moved.max() < (3e-3 if "gemma" in name else 1e-5)  # its embeddings are scaled by a rounded number
+    assert moved.max() < (1e-2 if "gemma" in name else 1e-5)  # its embeddings are scaled by a rounded number
     del loaded.model.xwin_branches
     assert prepare(loaded).model.xwin_branches, capsys.readouterr().err
     for n, p in loaded.model.named_parameters():
