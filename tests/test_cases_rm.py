@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from xwincli.judges.llm import readers
+from xwincli.judges.llm.said import Said, Unreadable
 from xwincli.metrics.best_of_n import best_of_n, worst_of_n
 from xwincli.protocols import evaluation, reward_bench
 from xwincli.stages.eval_rm import Config, run
@@ -33,6 +35,21 @@ def results(out: Path) -> list[dict[str, Any]]:
 
 def exact(value: float) -> Any:
     return pytest.approx(value, rel=0, abs=1e-12)
+
+
+def test_trailing_ratings() -> None:
+    """As RewardBench reads them, but that a part of 8.5, -5 or 7/10 is no rating."""
+    cases = [json.loads(x) for x in (FOLDER / "genrm_parse_cases.jsonl").read_text(encoding="utf-8").split("\n") if x]
+    read = 0
+    for case in (c for c in cases if c["kind"] == "trailing_rating"):
+        said = Said(text=case["raw"])
+        if case["result"] == -1 or case["raw"] in ("8.5", "-5", "Rating: 7/10", "Rating: 6 out of 10"):
+            with pytest.raises(Unreadable):
+                readers.trailing(said, readers.Settings())
+        else:
+            read += 1
+            assert readers.trailing(said, readers.Settings()).rating == case["result"]
+    assert read == 3
 
 
 @pytest.mark.parametrize("model", ["mightbe__Better-PairRM", "general-preference__GPM-Gemma-2B"])

@@ -101,6 +101,7 @@ def test_a_rating_in_brackets(text, wanted):
 def test_a_number_at_the_end():
     assert [read("trailing", t) for t in ("Good.\n\n9", "10 \n", "It is a 3\n")] == [9, 10, 3]
     assert [read("trailing", t) for t in ("8.5", "-5", "11", "0", "**7**", "I rate it 8.", "")] == [None] * 7
+    assert [read("trailing", t) for t in ("Rating: 7/10", "Rating: 6 out of 10", "7 of 10\n")] == [None] * 3
 
 
 def test_a_rubric_is_its_weighted_mean():

@@ -154,10 +154,13 @@ def rating(said: Said, settings: Settings) -> Rated:
 
 
 def trailing(said: Said, settings: Settings) -> Rated:
-    """A whole number at the very end of the reply (RewardBench's form for generative reward models)."""
-    found = re.search(r"(?<![\d.\-])(\d+)\s*\Z", said.text, re.ASCII)
+    """A whole number at the very end of the reply (RewardBench's form for generative reward models).
+
+    The 10 of "7/10" and of "7 out of 10" is the scale's, and no rating.
+    """
+    found = re.search(r"(?<![\d.\-/])(?<!\bof )(\d+)\s*\Z", said.text, re.ASCII)
     if not found:
-        raise Unreadable("no number at the end")
+        raise Unreadable("no rating at the end")
     return Rated(rating=_number(int(found[1][:6]), "the rating", settings.scale), raw=said.text)
 
 
