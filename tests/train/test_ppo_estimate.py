@@ -102,12 +102,15 @@ def test_the_parts_of_an_iteration_take_what_was_told(policy, rm, given, monkeyp
     assert near(learning, alive.flops, 1.02), (learning, alive.flops)
 
 
-def test_scoring_takes_what_was_told(policy, rm):
-    reward = prepare(models.load_reward(str(rm), CPU))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scoring_takes_what_was_told(policy, rm, dtype):
+    place = models.Place(CPU.device, dtype)
+    reward = prepare(models.load_reward(str(rm), place))
     it = iteration([20, 20], Options(n=4, prompts=2, max_tokens=50), Optim())
-    like = sketch(str(policy), CPU)
-    those = ppo_estimate.Models(like, like, sketch(str(rm), CPU, reward=True), None)
+    like = sketch(str(policy), place)
+    those = ppo_estimate.Models(like, like, sketch(str(rm), place, reward=True), None)
     told = ppo_estimate.needs(those, config(policy, rm).adapt, it, Options(n=4, max_tokens=50), 8, {})
+    assert told.held["reward"] == sum(p.nbytes for p in reward.model.parameters())
     alive = Alive()
     for p in reward.model.parameters():
         alive.ignore(p)

@@ -83,7 +83,6 @@ class Needs:
     reference: Need
     reward: Need
     drawing: Drawing
-    half: bool  # the reward model's weights are bfloat16
 
     @property
     def held(self) -> dict[str, float]:
@@ -92,7 +91,7 @@ class Needs:
             "policy": float(self.policy.weights),
             "copies": self.drawing.copies,
             "reference": float(self.reference.weights),
-            "reward": self.reward.weights / (2 if self.half else 1),
+            "reward": float(self.reward.weights),
         }
         return found | ({"critic": float(self.critic.weights)} if self.critic else {})
 
@@ -145,11 +144,11 @@ def needs(
     def step(like: Loaded) -> Need:
         return rehearse(like, adapt, it.row, place.dtype)
 
-    def read(like: Loaded, lora_r: int = 0, quantize: str = "none") -> Need:
-        key = (id(like.model), place.dtype, lora_r, quantize)
+    def read(like: Loaded, lora_r: int = 0, quantize: str = "none", held: torch.dtype = torch.float32) -> Need:
+        key = (id(like.model), place.dtype, lora_r, quantize, held)
         if key not in known:
             how = settings.Adapt(lora_r=lora_r, quantize=quantize)
-            known[key] = rehearse(like, how, it.row, place.dtype, learn=False)
+            known[key] = rehearse(like, how, it.row, place.dtype, learn=False, held=held)
         found: Need = known[key]
         return found
 
@@ -162,9 +161,8 @@ def needs(
         reads=[read(like, adapt.lora_r, adapt.quantize) for like in learners],
         # four bits without an adapter are no way of training: the smallest one stands for none
         reference=read(models.reference, int(adapt.quantize != "none"), adapt.quantize),
-        reward=read(models.reward),
+        reward=read(models.reward, held=place.dtype),
         drawing=known[key],
-        half=place.dtype == torch.bfloat16,
     )
 
 

@@ -62,12 +62,12 @@ def sketch(name: str, place: Place, *, reward: bool = False, template: str = "")
     return models.assemble(model, tokenizer, place, name)
 
 
-def _hollow(config: Any, reward: bool) -> Any:
+def _hollow(config: Any, reward: bool, held: torch.dtype = torch.float32) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     kind = AutoModelForSequenceClassification if reward else AutoModelForCausalLM
     with torch.device("meta"):
-        return kind.from_config(copy.deepcopy(config), dtype=torch.float32)
+        return kind.from_config(copy.deepcopy(config), dtype=held)
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,13 @@ class Need:
 
 
 def rehearse(
-    like: Loaded, adapt: settings.Adapt, branches: Sequence[Branch], dtype: torch.dtype, *, learn: bool = True
+    like: Loaded,
+    adapt: settings.Adapt,
+    branches: Sequence[Branch],
+    dtype: torch.dtype,
+    *,
+    learn: bool = True,
+    held: torch.dtype = torch.float32,
 ) -> Need:
     """Forward and backward of one row, or with ``learn`` False a forward alone, of which nothing is kept.
 
@@ -112,11 +118,13 @@ def rehearse(
         adapt: which weights learn, and how the others wait.
         branches: the row.
         dtype: of the matrix products.
+        learn: backward too.
+        held: the weights' dtype.
 
     Raises:
         XwinError: the model's computation depends on the numbers, so that it cannot be rehearsed.
     """
-    model = prepared(like, adapt, dtype)
+    model = prepared(like, adapt, dtype, held=held)
     depth = len(weights.layers(model))
     if not learn:
         model.requires_grad_(False)
@@ -128,7 +136,7 @@ def rehearse(
         few = [(1, 1), (1, 2), (2, 1)] if moved < depth else [(0, 2), (0, 3)]
         found = []
         for still, moving in few:
-            cut = prepared(like, replace(adapt, train_top=moving if still else 0), dtype, still + moving)
+            cut = prepared(like, replace(adapt, train_top=moving if still else 0), dtype, still + moving, held)
             found.append(_run(cut, like, branches, dtype, learn))
         (still, moving), first, more = few[0], found[0], [*found[1:], found[0]]
         counted = [
@@ -151,9 +159,11 @@ def rehearse(
     )
 
 
-def prepared(like: Loaded, adapt: settings.Adapt, dtype: torch.dtype, depth: int = 0) -> Any:
+def prepared(
+    like: Loaded, adapt: settings.Adapt, dtype: torch.dtype, depth: int = 0, held: torch.dtype = torch.float32
+) -> Any:
     """A new model on the meta device with the weights that learn chosen; ``depth`` > 0 leaves only so many layers."""
-    model = _hollow(like.model.config, hasattr(like.model, "score")).eval()
+    model = _hollow(like.model.config, hasattr(like.model, "score"), held).eval()
     if depth:
         del weights.layers(model)[:-depth]
     if adapt.quantize == "nf4":
