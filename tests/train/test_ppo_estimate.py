@@ -151,8 +151,9 @@ DRAWING = Drawing(copies=500.0, cache=100.0, alive=50_000.0, prefill=2.0, token=
 def needed(**more) -> Needs:
     forward = replace(NEED, flops=20, row=700, trained=0)
     critic = replace(NEED, row=7000, kept=4000, largest=900, forward=7000, backward=6000)
-    parts = {"policy": NEED, "critic": critic, "reads": [forward] * 2, "reference": forward, "reward": forward}
-    return Needs(**{**parts, "drawing": DRAWING, "half": True, **more})
+    parts = {"policy": NEED, "critic": critic, "reads": [forward] * 2, "reference": forward}
+    reward = replace(forward, weights=2000)
+    return Needs(**{**parts, "reward": reward, "drawing": DRAWING, **more})
 
 
 def test_memory_by_hand():
@@ -166,7 +167,7 @@ def test_memory_by_hand():
     assert small.memory("adamw", cuda=False)[1] == weights + 8000 + 16000 + 13000
     wide = replace(small.critic, forward=9000)  # both forwards are alive before any backward
     assert needed(critic=wide).learned.row == 5000 + 9000
-    alone = needed(critic=None, drawing=replace(DRAWING, alive=10.0), half=False)
+    alone = needed(critic=None, drawing=replace(DRAWING, alive=10.0), reward=replace(NEED, flops=20, row=700, trained=0))
     assert alone.memory("adamw", cuda=False)[1] == 4000 * 3 + 500 + 4000 + 8000 + 9000
 
 
