@@ -167,7 +167,7 @@ def test_memory_by_hand():
     assert small.memory("adamw", cuda=False)[1] == weights + 8000 + 16000 + 13000
     wide = replace(small.critic, forward=9000)  # both forwards are alive before any backward
     assert needed(critic=wide).learned.row == 5000 + 9000
-    alone = needed(critic=None, drawing=replace(DRAWING, alive=10.0), reward=replace(NEED, flops=20, row=700, trained=0))
+    alone = needed(critic=None, drawing=replace(DRAWING, alive=10.0), reward=replace(NEED, flops=20, trained=0))
     assert alone.memory("adamw", cuda=False)[1] == 4000 * 3 + 500 + 4000 + 8000 + 9000
 
 
