@@ -180,6 +180,20 @@ def test_a_server_without_schema_and_log_probabilities_is_asked_without(tmp_path
         assert [v.preference for v in judge(server, tmp_path, "alpaca-eval-2").verdicts([item("a", "b")])] == [0]
 
 
+def test_a_model_with_a_temperature_of_its_own_judges_at_that(tmp_path, capsys):
+    def reasons(body, before):
+        for field, instead in (("max_tokens", "use 'max_completion_tokens'"), ("temperature", "only 1 is supported")):
+            if field in body:
+                return faulty.status(400, f"Unsupported parameter: '{field}': {instead}")
+        return longer(body, before)
+
+    with Faulty(reasons) as server:
+        assert [v.preference for v in judge(server, tmp_path).verdicts([item("red", "violet")])] == [1]
+        last = server.requests[-1]
+    assert last["max_completion_tokens"] == 512 and "response_format" in last
+    assert capsys.readouterr().err.count("does not take temperature") == 1
+
+
 def test_an_unreadable_reply_is_asked_again_then_counted_never_guessed(tmp_path):
     def dull(body, before):
         if block(body, "ANSWER A") == "hopeless":
@@ -359,11 +373,12 @@ def test_an_estimate_before_any_call_and_a_batch_instead_of_calls(tmp_path):
     told = run("--estimate").stdout
     rows = [json.loads(line)["responses"] for line in (tmp_path / "g.jsonl").read_text().splitlines()]
     calls = 2 * sum(a["text"] != b["text"] for a, b in rows)
-    assert re.search(rf"gpt-4o-mini\W+{calls}\b", told) and "2025-04-14" in told
+    assert re.search(rf"gpt-4o-mini\W+{calls}\b", told) and "2026-03-21" in told
     assert not (tmp_path / "j.jsonl").exists()
     run("--batch-export", "requests.jsonl")
     requests = [json.loads(line) for line in (tmp_path / "requests.jsonl").read_text().splitlines()]
     assert len(requests) == calls and requests[0]["url"] == "/v1/chat/completions"
+    assert requests[0]["body"]["max_completion_tokens"] == 512 and "max_tokens" not in requests[0]["body"]
     assert len({r["custom_id"] for r in requests}) == calls
 
     def answer(request):

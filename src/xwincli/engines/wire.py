@@ -19,6 +19,7 @@ LOSS = {
     "logprobs": "responses have no logprob",
     "top_logprobs": "a verdict is one token, not a chance",
     "response_format": "replies are read as they come",
+    "temperature": "replies are drawn at the model's own, and vary",
 }
 
 

@@ -14,7 +14,6 @@ from xwincli.judges.llm.money import Budget
 from xwincli.judges.llm.said import Question, Said
 from xwincli.settings import Device, Sampling, Server
 
-FLAGS = {"temperature": "the judge's temperature"}
 POLL = 0.2  # seconds between looks at a reply that another process is getting
 
 
@@ -29,7 +28,7 @@ class Asker(Protocol):
 
 
 def request(question: Question) -> Any:
-    """A question as a ``wire.Chat``: a schema and log-probabilities are sent where the server takes them."""
+    """A question as a ``wire.Chat``: schema, log-probabilities and temperature are sent where the server takes them."""
     from xwincli.engines.wire import Chat
 
     wishes: dict[str, Any] = {}
@@ -38,14 +37,13 @@ def request(question: Question) -> Any:
         wishes["response_format"] = {"type": "json_schema", "json_schema": form}
     if question.top:
         wishes["top_logprobs"] = question.top
+    wishes["temperature"] = question.temperature  # models that reason first have one of their own
     return Chat(
         messages=question.messages,
         max_tokens=question.max_tokens,
         seed=question.seed,
         logprobs=question.top > 0,
         wishes=wishes,
-        options={"temperature": question.temperature},
-        flags=FLAGS,
     )
 
 

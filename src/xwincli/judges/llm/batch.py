@@ -23,9 +23,9 @@ MOST_REQUESTS, MOST_BYTES = 50_000, 200_000_000  # of a file, by OpenAI's rules
 
 
 def body(question: Question) -> dict[str, Any]:
-    """The body of a chat completion."""
+    """The body of a chat completion, its limit by the name that every model takes."""
     chat = request(question)
-    return wire.body(question.model, chat, wire.optional(chat))
+    return wire.body(question.model, chat, wire.optional(chat) - {"max_tokens"})
 
 
 def export(questions: Sequence[Question], where: str, path: str) -> list[str]:

@@ -56,7 +56,7 @@ class Prices:
         except OSError as e:
             raise XwinError(f"{self.path}: cannot read the prices: {e.strerror}") from e
         except (ValueError, TypeError) as e:
-            hint = 'as: date = "2025-04-14" and [models] "NAME" = { input = 2.5, output = 10 }'
+            hint = 'as: date = "2026-03-21" and [models] "NAME" = { input = 2.5, output = 10 }'
             raise XwinError(f"{self.path}: not a file of prices: {e}", hint) from None
         self.date, self.batch = read.date, read.batch
 
