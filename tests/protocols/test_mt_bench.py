@@ -134,7 +134,7 @@ ASKED = {1: Question(1, "math", ["q1", "q2"], ["r1", "r2"], 0.0), 2: Question(2,
     ("row", "what"),
     [
         ({}, "field question_id: is missing"),
-        ({"question_id": 3}, "field question_id: 3 is not among the questions"),
+        ({"question_id": 3}, "field question_id: answers none of the questions"),
         ({"question_id": 1}, "field model_id: is missing"),
         ({"question_id": 1, "model_id": "m", "choices": []}, "field choices: is an empty list"),
         ({"question_id": 1, "model_id": "m", "choices": ["x"]}, r"field choices\[0\]: expected an object"),
@@ -145,6 +145,15 @@ ASKED = {1: Question(1, "math", ["q1", "q2"], ["r1", "r2"], 0.0), 2: Question(2,
 def test_bad_answers(tmp_path: Path, row: dict[str, Any], what: str) -> None:
     with pytest.raises(XwinError, match=rf"a\.jsonl:1: .*{what}"):
         mt_bench_files.answers([written(tmp_path / "a.jsonl", [row])], ASKED)
+
+
+def test_answers_to_other_questions_are_left_out_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"question_id": i, "model_id": "m", "choices": [{"turns": ["a", "b"]}]} for i in (3, 1, 2, 4)]
+    found = mt_bench_files.answers([file := written(tmp_path / "a.jsonl", rows)], ASKED)
+    assert list(found["m"].turns) == [1, 2]
+    assert f"{file}: 2 of 4 rows answer other questions and are left out" in capsys.readouterr().err
 
 
 def test_answers_are_joined_by_question_and_none_may_be_missing(tmp_path: Path) -> None:

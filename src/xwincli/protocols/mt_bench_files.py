@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from xwincli import jsonl, sources
+from xwincli.console import say
 from xwincli.errors import XwinError
 from xwincli.formats.parts import listed, named, text, wrong
 from xwincli.protocols import mt_bench
@@ -89,17 +90,19 @@ def questions(file: str, references: str = "") -> dict[Any, Question]:
 
 
 def answers(files: Sequence[str], asked: Mapping[Any, Question]) -> dict[str, Answers]:
-    """FastChat's answer files by model: the first choice's turns.
+    """FastChat's answer files by model: the first choice's turns. Answers to other questions are left out and counted.
 
     Raises:
-        XwinError: a row is malformed, answers a question that is not asked, or a question twice.
+        XwinError: a row is malformed, answers a question twice, or none in a file answers any question.
     """
     found: dict[str, Answers] = {}
     for file in sources.expand(files):
+        others, read, where = 0, 0, file
         for where, row in jsonl.read(file):
-            key = _question_id(row, where)
+            key, read = _question_id(row, where), read + 1
             if key not in asked:
-                raise wrong(where, "question_id", f"{key!r} is not among the questions", "--questions names their file")
+                others += 1
+                continue
             model = text(row, "model_id", where)
             choice = listed(row, "choices", where)[0]
             if not isinstance(choice, dict):
@@ -112,6 +115,10 @@ def answers(files: Sequence[str], asked: Mapping[Any, Question]) -> dict[str, An
             if key in mine.turns:
                 raise wrong(where, "question_id", f"{model} answers {key!r} twice")
             mine.turns[key] = said
+        if others == read > 0:
+            raise wrong(where, "question_id", "answers none of the questions", "--questions names their file")
+        if others:
+            say(f"{file}: {others} of {read} rows answer other questions and are left out")
     return found
 
 
