@@ -77,7 +77,8 @@ def _why_not(loaded: Loaded) -> str:
     depth = getattr(model.config.get_text_config(), "num_hidden_layers", 0)
     if (without := depth - plan.calls // 2) > 0:
         return f"{without} of its {depth} layers mix tokens without attention"
-    exact = not weights.is_nf4(model)  # those compute in bfloat16 whatever they are given
+    # nf4 layers compute in the place's precision whatever they are given
+    exact = loaded.place.dtype == torch.float32 or not weights.is_nf4(model)
     if not (difference := _apart(grouped, plain)) <= (1e-3 if exact else 0.25):
         return f"its grouped forward differs by {difference:.2g}"
     same = torch.arange(len(plain), device=plain.device)
